@@ -18,7 +18,7 @@ from atoll.storage.selftest import peer_checks, peer_link
 from atoll.storage.selftest.peer_steps import Steps
 
 from ..waiting import soak
-from .shared_disk import Disk
+from .shared_disk import UNCACHED, Disk, machine
 
 ATOLL = [sys.executable, "-c", "import sys; from atoll.cli.main import main; sys.exit(main())"]
 UNSEEN = {"unsynced writes", "open files", "appends"}
@@ -53,6 +53,28 @@ def test_caches_of_attributes_are_found(disk: Disk, mounts: tuple[Path, Path], m
     assert "seen after 1." in found["attributes"].detail
     assert "attr-cache 0" in found["attributes"].fix
     assert "do not share" in peer_checks.conclusion(list(found.values()))
+
+
+def test_times_of_directories_that_are_left_alone_are_found(
+    disk: Disk, mounts: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JuiceFS's default, which makes a sync miss new files, is found by trial; a daemon does not begin on such a mount."""
+    names = {"same file system", "directory times"}
+    monkeypatch.setattr(peer_checks, "CHECKS", [one for one in peer_checks.CHECKS if one.name in names])
+    with disk.mounted(*UNCACHED[: UNCACHED.index("--skip-dir-mtime")]) as skipping:
+        found = compared(mounts[0], skipping)
+        assert {name for name, one in found.items() if not one.works} == {"directory times"}
+        assert "--skip-dir-mtime 0" in found["directory times"].fix
+        skipping.chmod(0o755)
+        (skipping / "lab").mkdir()
+        settings = f'[storage]\nfilesystem = "path"\npath = "{skipping}/lab"\n'
+        with machine(disk, settings) as home:
+            home.atoll("data", "filesystem", "init")
+            started = home.atoll("data", "ls", "/data", check=False)
+            assert "leaves a directory's time as it was for 100 ms" in started.stderr
+            examined = home.atoll("doctor", "--data", check=False)
+            assert examined.returncode == 1
+            assert "--skip-dir-mtime 0" in examined.stdout
 
 
 def test_a_file_system_that_cannot_exchange_is_found(tmp_path: Path) -> None:

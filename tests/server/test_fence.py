@@ -241,6 +241,10 @@ class _Launcher:
         return 0
 
 
+async def _cut(_until: float) -> None:
+    """Have no file system to cut off."""
+
+
 class _Engine:
     def give_up(self, *_: Any) -> None:
         """Have nothing to give up."""
@@ -252,10 +256,10 @@ def test_a_daemon_that_drains_beside_another_one_learns_of_renewals(tmp_path: Pa
     async def scenario() -> None:
         engine: Any = _Engine()
         old, new = (_Launcher() for _ in range(2))
-        drains = NodeFence(engine, cast("Any", old), tmp_path / "joined")
+        drains = NodeFence(engine, cast("Any", old), _cut, tmp_path / "joined")
         moment = fence.now() + 0.3
         await drains.move({"until": moment})
-        told = NodeFence(engine, cast("Any", new), tmp_path / "joined")
+        told = NodeFence(engine, cast("Any", new), _cut, tmp_path / "joined")
         assert new.fence.passed, "it has not been told yet"
         await told.move({"until": moment + 0.5})
         await asyncio.wait_for(old.ended.wait(), 60)

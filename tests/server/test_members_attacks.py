@@ -518,7 +518,11 @@ def test_a_fence_whose_end_has_failed_is_moved_all_the_same(tmp_path: Path) -> N
 
     async def check() -> None:
         launcher, engine = Ends(), SimpleNamespace(give_up=lambda *_: None)
-        found = NodeFence(cast("Any", engine), cast("Any", launcher), tmp_path / "joined")
+
+        async def cut(_until: float) -> None:
+            """Have no file system to cut off."""
+
+        found = NodeFence(cast("Any", engine), cast("Any", launcher), cut, tmp_path / "joined")
         with pytest.raises(OSError, match="gone"):
             await found.move({"seconds": -1.0})
         assert (await found.move({"seconds": 5.0}))["ended"] == 2

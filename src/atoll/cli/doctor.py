@@ -108,13 +108,17 @@ def _settings() -> tuple[options.Settings, list[Finding]]:
 
 
 def _data(*, json: bool) -> int:
-    """Test the volume's file system, by its storage peer."""
+    """Test the volume's file system, by its storage peer, and the mount of a shared one."""
     from atoll.host.local import local
+    from atoll.node.shared.data import findings
     from atoll.storage.client.volume import VolumeClient
 
+    shared = findings(options.load())
+    if not all(one.works for one in shared):
+        return _tell(shared, json=json, subject="`/data`")
     with VolumeClient(local.open_storage()) as client:
         found = client.selftest()
-    return _tell(found, json=json, subject="`/data`")
+    return _tell([*shared, *found], json=json, subject="`/data`")
 
 
 def _tell_peer(found: Sequence[Finding], *, json: bool) -> int:

@@ -27,6 +27,7 @@ from atoll.engine.call_claims import Claimed
 from atoll.engine.contract import Connect, Engine
 from atoll.engine.pool import Pool
 from atoll.node.node import Node
+from atoll.sandbox import fence
 from atoll.settings import Settings
 from atoll.wire.async_channel import AsyncChannel
 
@@ -52,7 +53,7 @@ class Services:
         self.outputs = Outputs(self.recorder)
         self.detached = Detached(options, serve, self.recorder.add)
         self.engine: Engine = Pool(self.node, on_connect, on_record=self.detached.report)
-        self.joined = Joined(self.engine, self.node, options.run_directory / "joined")
+        self.joined = Joined(self.engine, self.node, options.run_directory / fence.FILE)
         self.running_calls = RunningCalls(self.engine)
         self.housekeeping = Housekeeping(self.node, self.engine)
         self.claimed = Claimed()

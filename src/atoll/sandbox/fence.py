@@ -10,14 +10,46 @@ killer knows pid 1 behind it.
 
 from __future__ import annotations
 
+import math
+import os
 import time
+from pathlib import Path
 
 from atoll import errors
+
+FILE = "joined"
+"""In `run`: the latest moment of a machine that has joined a server."""
+_WIDTH = 24
 
 
 def now() -> float:
     """Return the fence's clock, in seconds; it goes on while the machine is suspended, and all processes share it."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def told(file: Path) -> float | None:
+    """Return the latest moment that a machine's daemons were told; None for a machine that has joined no server.
+
+    A file that is just being written has none either: who needs it looks again.
+    """
+    try:
+        found = float(file.read_text())
+    except (OSError, ValueError):
+        return None
+    return found if math.isfinite(found) else None
+
+
+def note(file: Path, until: float) -> None:
+    """Keep a moment for other processes, in place: a disk that has become full does not end the lease.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        os.pwrite(descriptor, f"{until:.6f}".rjust(_WIDTH).encode(), 0)
+    finally:
+        os.close(descriptor)
 
 
 def refusal() -> errors.HostUnreachable:

@@ -22,8 +22,9 @@ def compare(peer: str, path: str, peer_path: str) -> list[Finding]:
 
     Raises:
         HostUnreachable: the other machine does not answer.
-        VolumesUnavailable: the file system is not there.
+        VolumesUnavailable: the file system is not there, or is mounted with options that lose changes.
     """
+    from atoll.node.shared.data import check_mount
     from atoll.storage.selftest import peer_link
 
     words = shlex.split(peer)
@@ -32,6 +33,7 @@ def compare(peer: str, path: str, peer_path: str) -> list[Finding]:
     if there := peer_path or path:
         command.append(f"--path={shlex.quote(there) if words and words[0] == 'ssh' else there}")
     with _root(path) as root:
+        check_mount(root)
         return list(peer_link.compare(root, command))
 
 

@@ -1,8 +1,8 @@
 """The fence of a node that has joined a server, as the daemon keeps it (`sandbox.fence` has the theory of operation).
 
 The owner's member process names the moment until which calls of the server's users may run, again and again. When it
-passes, the daemon ends their leases, requests, storage peers, shells and builds, and kills their sandboxes; the orphan
-killer does the last by itself. Requests of theirs are refused until another moment is named, and that is answered only
+passes, the daemon ends their leases, requests, storage peers, shells and builds, and kills their sandboxes and the
+JuiceFS that it has mounted (`node.shared.client`); the orphan killer, and the mount's keeper, do the last two by themselves. Requests of theirs are refused until another moment is named, and that is answered only
 when everything from before is gone. A file tells a daemon that starts later that its machine has joined: it runs nothing
 of the server's users, and makes none of their detached calls, before the first moment is named. The file has the latest
 moment: a daemon of another version, which drains beside the one that the member knows, reads it there in time.
@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,21 @@ class NodeFence:
     Args:
         engine: has their leases.
         launcher: has their sandboxes.
+        cut: ends the file system's client that began before a moment (`SharedData.cut`).
         file: is there while the machine belongs to a server.
     """
 
-    def __init__(self, engine: Engine, launcher: Launcher, file: Path) -> None:
+    def __init__(self, engine: Engine, launcher: Launcher, cut: Callable[[float], Awaitable[None]], file: Path) -> None:
         self._engine = engine
         self._launcher = launcher
+        self._cut = cut
         self._file = file
         self._timer: asyncio.TimerHandle | None = None
         self._ending: asyncio.Task[int] | None = None
         self._works: set[asyncio.Future[Any]] = set()
         if file.exists():
-            launcher.move_fence(fence.now())
+            now = fence.now()
+            launcher.move_fence(min(fence.told(file) or now, now))
 
     @property
     def joined(self) -> bool:
@@ -89,13 +92,14 @@ class NodeFence:
 
         Raises:
             ValueError: an argument is malformed.
+            StateUnusable: the moment cannot be kept.
         """
         until = _until(arguments)
         ended = await self._end() if self._launcher.fence.passed else 0
         if until is None:
             self._file.unlink(missing_ok=True)
         else:
-            self._file.write_text(f"{until:.6f}")
+            self._note(until)
         self._launcher.move_fence(until)
         self._watch()
         if self._launcher.fence.passed:
@@ -125,12 +129,27 @@ class NodeFence:
     def _remaining_seconds(self) -> float | None:
         left = self._launcher.fence.remaining_seconds
         if left is not None and 0 < left < NEAR_SECONDS:
-            with contextlib.suppress(OSError, ValueError):  # it is just being written
-                told = float(self._file.read_text())
-                if fence.now() + left < told <= fence.now() + MOST_SECONDS:
-                    self._launcher.move_fence(told)
-                    return self._launcher.fence.remaining_seconds
+            told = fence.told(self._file)
+            if told is not None and fence.now() + left < told <= fence.now() + MOST_SECONDS:
+                self._launcher.move_fence(told)
+                return self._launcher.fence.remaining_seconds
         return left
+
+    def _note(self, until: float) -> None:
+        """Keep the moment in the file; an earlier one there ends other daemons' calls sooner, which is safe.
+
+        Raises:
+            StateUnusable: there is none, so that a daemon that starts later would not know of the server.
+        """
+        try:
+            fence.note(self._file, until)
+        except OSError as error:
+            if not self._file.exists():
+                raise errors.StateUnusable(
+                    f"cannot write `{self._file}`: {error.strerror}",
+                    hint="make room on the disk, or mount it to be written",
+                ) from error
+            log.warning("fence_not_noted error=%s", error.strerror)
 
     async def _end(self) -> int:
         """Wait until everything behind the fence is gone; return how many sandboxes there were."""
@@ -154,7 +173,9 @@ class NodeFence:
             fenced=True,
         )
         self._engine.give_up(_is_served, fence.refusal(), ended)
-        count = await self._launcher.end_served()
+        until = self._launcher.fence.until
+        assert until is not None
+        _, count = await asyncio.gather(self._cut(until), self._launcher.end_served())
         log.warning("fence_held sandboxes=%s", count)
         return count
 

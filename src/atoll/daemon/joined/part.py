@@ -38,7 +38,7 @@ class Joined:
     def __init__(self, engine: Engine, node: Node, file: Path) -> None:
         self._engine = engine
         self._node = node
-        self.fence = NodeFence(engine, node.launcher, file)
+        self.fence = NodeFence(engine, node.launcher, node.data.cut, file)
         self.holds = Holds(engine, node.pauses)
 
     async def answer(self, name: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -21,8 +21,9 @@ from typing import Any
 from atoll import errors, linux, ownership
 from atoll.model.findings import Finding
 from atoll.model.options.storage import JUICEFS
-from atoll.node.shared import juicefs, marker
-from atoll.node.shared.mount_hold import MountHold, mount_state, unavailable
+from atoll.node.shared import client, juicefs, marker
+from atoll.node.shared.client import mount_state
+from atoll.node.shared.mount_hold import MountHold, unavailable
 from atoll.node.shared.presence import Presence
 from atoll.settings import Settings
 from atoll.storage.volume.removal import nearly_full
@@ -31,6 +32,8 @@ from atoll.work_threads import WorkThreads
 log = logging.getLogger("atoll.data")
 
 LOOK_SECONDS = 1.0
+AGAIN_SECONDS = 8.0
+"""Seconds that a machine with its server again waits for its volumes before it is given calls."""
 SILENT_SECONDS = 5.0
 """Seconds without an answer after which the file system counts as gone; a slow one answers later than that, too."""
 
@@ -54,6 +57,9 @@ class SharedData:
         self.identity = ""
         self._mount = MountHold(options)
         self._session: tuple[int, int] = (0, 0)
+        self._began = 0.0
+        self._juicefs: Path | None = None
+        self._looked = asyncio.Event()
         self.nearly_full = False
         """Whether free space matters more than pace, at the last look."""
         self._problem: errors.VolumesUnavailable | None = None
@@ -67,6 +73,7 @@ class SharedData:
                 self._mount.take()
             ownership.check(self.root)
             self.identity = marker.check(options).id
+            self._began, self._juicefs = client.began(options), juicefs.mount_of(self.root)
             self._session = self._look()
         except BaseException:
             self.close()
@@ -101,6 +108,7 @@ class SharedData:
             await asyncio.sleep(LOOK_SECONDS)
             if self._storage.filesystem == JUICEFS:
                 self._mount.keep()
+            began = client.began(self._options)  # before the look: that one may be another's already
             try:
                 session = await self._threads.run("", self._look)
             except OSError as error:
@@ -118,6 +126,23 @@ class SharedData:
             elif self._problem is not None:
                 log.info("volumes_back root=%s", self.root)
             self._problem = None
+            self._began = began
+            self._looked.set()
+
+    async def cut(self, until: float) -> None:
+        """End the client of JuiceFS that began before a moment, and wait for a while until another one is mounted.
+
+        Nothing that the first one held is written afterwards. Without another one volumes cannot be used.
+        """
+        if self._storage.filesystem != JUICEFS:
+            return
+        if await asyncio.to_thread(client.end_overdue, self._options, until):
+            log.warning("mount_ended_with_lease root=%s", self.root)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AGAIN_SECONDS):
+                while self._began < until:  # also where the keeper was first
+                    self._looked.clear()
+                    await self._looked.wait()
 
     def _look(self) -> tuple[int, int]:
         """Return the numbers of the mount and of its session, after a look at its marker.
@@ -128,9 +153,9 @@ class SharedData:
         if found.id != self.identity:
             raise OSError(116, "another file system was mounted in its place")
         session = 0
-        if self._storage.filesystem == JUICEFS:
-            with contextlib.suppress(ValueError, KeyError):
-                facts = juicefs.live_facts(self.root)
+        if self._juicefs is not None:
+            with contextlib.suppress(ValueError, KeyError, FileNotFoundError):  # a part of it, bound to another place
+                facts = juicefs.live_facts(self._juicefs)
                 session = int(facts["Meta"]["Sid"])
                 juicefs.check_facts(facts)  # somebody may change it while it is mounted
         self.nearly_full = nearly_full(os.statvfs(self.root))
@@ -157,12 +182,23 @@ class SharedData:
 def linux_kind(root: Path) -> str:
     """Return the type of the file system at a path, from the table of mounts alone: nothing waits for a dead one."""
     with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
-        found = [one for one in linux.mounts(file.read()) if _is_below(str(root), one.point)]
+        found = [one for one in linux.mounts(file.read()) if root.is_relative_to(one.point)]
     return max(found, key=lambda one: len(one.point)).kind if found else ""
 
 
-def _is_below(path: str, point: str) -> bool:
-    return path == point or path.startswith(point.rstrip("/") + "/")
+def check_mount(root: Path) -> None:
+    """Check the mount options of the JuiceFS that a path is on, whoever has mounted it; others tell none.
+
+    Raises:
+        VolumesUnavailable: functions or syncs would see too little.
+    """
+    point = juicefs.mount_of(root)
+    if point is not None:
+        try:
+            facts = juicefs.live_facts(point)
+        except (OSError, ValueError):  # a part of it, bound to another place
+            return
+        juicefs.check_facts(facts)
 
 
 def findings(options: Settings) -> list[Finding]:
@@ -179,6 +215,7 @@ def findings(options: Settings) -> list[Finding]:
         return [Finding(name, True, False, failed.message, loses, failed.hint)]
     try:
         found = marker.check(options)
+        check_mount(root)
     except errors.VolumesUnavailable as error:
         return [Finding(name, True, False, error.message, loses, error.hint)]
     return [Finding(name, True, True, f"`{root}`, {linux_kind(root)}, identity {found.id[:12]}")]

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from atoll import errors, ownership, process
+from atoll import errors, linux, ownership, process
 from atoll.model.options.storage import StorageSettings
 
 KIND = "fuse.juicefs"
@@ -29,6 +29,7 @@ _UNCACHED = (
     *("--attr-cache", "0", "--entry-cache", "0", "--dir-entry-cache", "0", "--open-cache", "0"),
     *("--skip-dir-mtime", "0"),  # else a directory's time stays for 100 ms after a change, and a sync misses new names
 )
+_MOUNT_HINT = "mount it with `--attr-cache 0 --entry-cache 0 --dir-entry-cache 0 --skip-dir-mtime 0`"
 
 
 def find_program() -> str:
@@ -110,11 +111,20 @@ def live_facts(point: Path) -> dict[str, Any]:
     return data
 
 
+def mount_of(path: Path) -> Path | None:
+    """Return the mount point of the JuiceFS that a path is on, from the table of mounts; None for another file system."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="replace") as file:
+        found = [one for one in linux.mounts(file.read()) if path.is_relative_to(one.point)]
+    over = max(found, key=lambda one: len(one.point), default=None)
+    return Path(over.point) if over is not None and over.kind == KIND else None
+
+
 def check_facts(facts: Mapping[str, Any]) -> None:
     """Check that a live mount loses nothing, and shows the writes of other machines.
 
     Raises:
-        VolumesUnavailable: it keeps no removed contents, or has caches of attributes or names.
+        VolumesUnavailable: it keeps no removed contents, has caches of attributes or names, leaves a directory's time as
+            it was for a while, or uploads contents later.
     """
     if facts["Format"].get("TrashDays", 0) < LEAST_TRASH_DAYS:
         raise errors.VolumesUnavailable(
@@ -126,7 +136,20 @@ def check_facts(facts: Mapping[str, Any]) -> None:
     if any(isinstance(one, int) and one > 0 for one in fuse):
         raise errors.VolumesUnavailable(
             "this JuiceFS is mounted with caches of attributes or names: functions would see old sizes and files",
-            hint="mount it with `--attr-cache 0 --entry-cache 0 --dir-entry-cache 0 --skip-dir-mtime 0`",
+            hint=_MOUNT_HINT,
+        )
+    meta, chunk = facts.get("Meta"), facts.get("Chunk")
+    skipped = meta.get("SkipDirMtime") if isinstance(meta, dict) else 0
+    if isinstance(skipped, int) and skipped > 0:
+        raise errors.VolumesUnavailable(
+            f"this JuiceFS leaves a directory's time as it was for {skipped / 1e6:g} ms after a change: a sync would miss "
+            "files that another machine has just added",
+            hint=_MOUNT_HINT,
+        )
+    if isinstance(chunk, dict) and chunk.get("Writeback") is True:
+        raise errors.VolumesUnavailable(
+            "this JuiceFS is mounted with `--writeback`: other machines cannot read contents that it has not uploaded yet",
+            hint="mount it without `--writeback`",
         )
 
 

@@ -4,7 +4,8 @@ Theory of operation. Each daemon holds `run/mount.lock` shared while it lives; t
 ends. The keeper asks for the lock exclusively: once it gets it no daemon is left, and it unmounts and ends. A daemon that
 starts meanwhile waits for that. `run/mount-keeper.lock` makes the keeper the only one. JuiceFS itself restarts its
 process that serves the mount; if all of it dies, the keeper mounts again. A mount that does not answer for
-`HUNG_SECONDS` is aborted, whereupon all that waits for it fails, and mounted again. `run/mount.json` has the state.
+`HUNG_SECONDS` is aborted, whereupon all that waits for it fails, and mounted again. One that the machine's lease has
+ended is killed (`client`), and mounted again. `run/mount.json` has the state.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from atoll import errors, linux, process, settings
-from atoll.node.shared import juicefs
+from atoll.node.shared import client, juicefs
+from atoll.node.shared.client import STATE
+from atoll.sandbox import fence
 from atoll.settings import Settings
 from atoll.work_threads import WorkThreads
 
 log = logging.getLogger("atoll.mount")
 
-STATE, LOCK, KEEPER_LOCK, LOG = "mount.json", "mount.lock", "mount-keeper.lock", "storage-mount.log"
+LOCK, KEEPER_LOCK, LOG = "mount.lock", "mount-keeper.lock", "storage-mount.log"
 LOOK_SECONDS = 0.2
 MOUNT_SECONDS = 25.0
 """Seconds that a mount may take; a daemon's starter waits for 30."""
@@ -56,6 +59,7 @@ class Keeper:
 
     async def run(self) -> None:
         """Mount, again and again if need be, until no daemon lives."""
+        client.end_overdue(self._options)  # of a keeper that was killed
         wanted = True
         while wanted:
             child: process.Child | None = None
@@ -87,11 +91,13 @@ class Keeper:
             self._point.mkdir(mode=0o700, exist_ok=True)
             line = juicefs.mount_command(storage, self._point, home / "shared-cache")
             environment = juicefs.environment(storage)
+            began = fence.now()
             child = process.Child(line, env=environment, stdout=2, stderr=2)
         except OSError as error:
             if isinstance(error, errors.AtollError):
                 raise
             raise errors.VolumesUnavailable(f"JuiceFS cannot be mounted: {error}", hint=self._hint()) from error
+        self._tell("mounting", program=child.pid, began=began)
         until = time.monotonic() + MOUNT_SECONDS
         while not self._is_mounted():
             if not child.running or time.monotonic() > until:
@@ -109,7 +115,7 @@ class Keeper:
                 raise
             raise errors.VolumesUnavailable(f"JuiceFS does not answer: {error}", hint=self._hint()) from error
         self._state["mounts"] += 1
-        self._tell("mounted", program=child.pid, uuid=facts["Format"]["UUID"])
+        self._tell("mounted", uuid=facts["Format"]["UUID"])
         log.info("mounted point=%s uuid=%s", self._point, facts["Format"]["UUID"])
         return child
 
@@ -119,6 +125,10 @@ class Keeper:
         asking = asyncio.ensure_future(self._threads.run("", self._ask))
         while child.running and not self._is_unwanted():
             await asyncio.sleep(LOOK_SECONDS)
+            if client.end_overdue(self._options):
+                log.warning("mount_ended_with_lease point=%s", self._point)
+                await child.wait()
+                break
             if asking.done():
                 if asking.exception() is None:
                     answered = time.monotonic()

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from atoll import errors, ownership, process, settings
-from atoll.node.shared.keeper import KEEPER_LOCK, LOCK, LOG, MOUNT_SECONDS, STATE
+from atoll.node.shared.client import mount_state
+from atoll.node.shared.keeper import KEEPER_LOCK, LOCK, LOG, MOUNT_SECONDS
 from atoll.settings import Settings
 
 _POLL_SECONDS = 0.02
@@ -90,15 +89,6 @@ class MountHold:
         if self._hold >= 0:
             os.close(self._hold)
             self._hold = -1
-
-
-def mount_state(options: Settings) -> dict[str, Any]:
-    """Return the last words of the mount's keeper; empty for none."""
-    try:
-        found = json.loads((options.run_directory / STATE).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _is_kept(options: Settings) -> bool:

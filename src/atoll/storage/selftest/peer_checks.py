@@ -28,6 +28,9 @@ _UNCACHED = (
     "mount it without caches of attributes and names: `--attr-cache 0 --entry-cache 0 --dir-entry-cache 0` (JuiceFS), "
     "`actimeo=0,lookupcache=none` (NFS)"
 )
+_UNSKIPPED = "mount it with `--skip-dir-mtime 0` (JuiceFS), or `actimeo=0,lookupcache=none` (NFS)"
+_TICK_SECONDS = 0.02
+"""Longer than the steps of file times that kernels take from their timer."""
 _SERVE = "use a file system that keeps locks for all machines: NFS 4, CephFS, Lustre with `-o flock`, JuiceFS"
 
 
@@ -133,6 +136,18 @@ def _names(here: Side, there: Side) -> str:
         _do(writer, "remove", name=name)
         took += [_seen(reader, look, name, value, "a removal") for look, value in (("size", -1), ("listed", False))]
     return _late(*took)
+
+
+def _directory_times(here: Side, there: Side) -> str:
+    for number, (writer, reader) in enumerate(((here, there), (there, here)) * 3):
+        name = f"times-{number}"
+        _do(writer, "make", name=name, text="x")
+        time.sleep(_TICK_SECONDS)
+        before = _do(reader, "modified", name=name)
+        _do(writer, "add", name=name)
+        if _do(reader, "modified", name=name) == before:
+            raise Unseen("a directory has the same time after a file was added to it")
+    return "each new file changes its directory's"
 
 
 def _rename(here: Side, there: Side) -> str:
@@ -291,6 +306,7 @@ CHECKS = (
     PeerCheck("close to open", True, _close_to_open, _SEES, _UNCACHED),
     PeerCheck("attributes", True, _attributes, f"{_SEES}, and a sync may take a changed file for unchanged", _UNCACHED),
     PeerCheck("names", True, _names, "a function may miss a file of one on another machine, or find one that is gone", _UNCACHED),
+    PeerCheck("directory times", True, _directory_times, "a sync misses files that another machine has just added", _UNSKIPPED),
     PeerCheck("rename", True, _rename, _SEES, _UNCACHED),
     PeerCheck("exchange", False, _exchange, "`sync_dir` refuses to replace a directory, unless `atomic=False`", _SERVE),
     PeerCheck("`flock` locks", True, _locks("flock"), "syncs and snapshots of two machines run into each other", _SERVE),

@@ -106,6 +106,11 @@ class Steps:
         finally:
             os.close(descriptor)
 
+    def add(self, name: str) -> None:
+        """Add a file to a directory."""
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        os.close(os.open(f"{name}/added", flags, 0o600, dir_fd=self._directory))
+
     def remove(self, name: str) -> None:
         """Remove a file."""
         os.unlink(name, dir_fd=self._directory)
@@ -159,7 +164,7 @@ class Steps:
         return ""
 
     def modified(self, name: str) -> float:
-        """Return when a file was modified, as the file system tells."""
+        """Return when a file or directory was modified, as the file system tells."""
         return os.stat(name, dir_fd=self._directory, follow_symlinks=False).st_mtime
 
     def until(self, look: str, name: str, value: Any) -> float:
@@ -235,7 +240,17 @@ _LOCKS: dict[str, Callable[[int, int], None]] = {"flock": fcntl.flock, "fcntl": 
 STEPS: dict[str, Callable[..., Any]] = {
     one.__name__: one
     for one in (
-        *(Steps.write, Steps.patch, Steps.append, Steps.rename, Steps.exchange, Steps.make, Steps.remove, Steps.die),
+        *(
+            Steps.write,
+            Steps.patch,
+            Steps.append,
+            Steps.rename,
+            Steps.exchange,
+            Steps.make,
+            Steps.add,
+            Steps.remove,
+            Steps.die,
+        ),
         *(Steps.read, Steps.size, Steps.listed, Steps.mark, Steps.modified, Steps.until, Steps.clock),
         *(Steps.hold, Steps.held, Steps.drop, Steps.lock, Steps.scribble, Steps.count, Steps.claim),
     )
