@@ -47,15 +47,14 @@ def write(text: str) -> str:
 
 
 @contextlib.contextmanager
-def stopped(pid: int) -> Iterator[None]:
-    """Stop a process while the context is open; 0 for none."""
-    if pid:
-        os.kill(pid, signal.SIGSTOP)
+def stopped(pid: int | None) -> Iterator[None]:
+    """Stop a process while the context is open."""
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
     try:
         yield
     finally:
-        if pid:
-            os.kill(pid, signal.SIGCONT)
+        os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("stands_still", ["daemon", "keeper"])

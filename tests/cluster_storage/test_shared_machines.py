@@ -19,8 +19,8 @@ from atoll import errors, isolated, settings
 from atoll.cli.data import filesystem
 from atoll.host.local import LocalHost
 from atoll.node.shared import juicefs
+from atoll.node.shared.client import mount_state
 from atoll.node.shared.marker import identity
-from atoll.node.shared.mount_hold import mount_state
 from atoll.sdk.data.sync import sync_dir
 from atoll.sdk.data.volume import Volume
 from atoll.storage.snapshots.values import JUICEFS

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
@@ -224,6 +224,29 @@ def test_a_daemon_that_starts_later_waits_for_its_first_moment(joined: Joined) -
     assert kept.result(60) == 1
     joined.fence()
     assert isolated(host=joined.host)(_one)() == 1
+
+
+def test_a_restore_that_waits_ends_with_the_fence(joined: Joined) -> None:
+    """It changes nothing, then or when the node has its server again: the calls that it waited for are gone by then."""
+    joined.fence(seconds=600)
+    volume = Volume(joined.host)
+    volume.write_text("/data/kept/file", "before")
+    volume.snapshot("first", "/data/kept")
+    volume.write_text("/data/kept/file", "after")
+    call, path = joined.write("held")
+    with ThreadPoolExecutor(1) as threads:
+        restoring = threads.submit(volume.restore, "first", wait=True)
+        staging = path.parent.with_name("staging")
+        until(lambda: any(name.startswith("restore-") for name in os.listdir(staging)))
+        joined.fence(seconds=0.0)
+        with pytest.raises(errors.HostUnreachable, match="the node lost its server"):
+            restoring.result(60)
+    with pytest.raises(errors.WorkerDied):
+        call.result(60)
+    joined.fence(seconds=600)
+    assert volume.read_text("/data/kept/file") == "after"
+    volume.restore("first")
+    assert volume.read_text("/data/kept/file") == "before"
 
 
 class _Launcher:

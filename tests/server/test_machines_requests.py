@@ -301,6 +301,56 @@ def test_a_removal_waits_for_a_machine_that_is_away(two: Two) -> None:
     asyncio.run(scenario())
 
 
+def test_a_removal_that_fails_is_repeated_until_it_is_done(two: Two) -> None:
+    """The error says so; a machine that is there does it later, once, and another one is not asked again."""
+
+    async def scenario() -> None:
+        ask, failing = two.linked.ask, True
+
+        async def may_fail(principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+            if failing and name == "users.remove":
+                raise errors.StateUnusable("the volume cannot be moved", hint="look at it")
+            return await ask(principal, name, arguments)
+
+        two.linked.ask = may_fail  # type: ignore[method-assign]
+        with pytest.raises(errors.StateUnusable, match="cannot be moved") as refused:
+            await two.ask("users.remove", {"user": "bob", "keep": False}, None)
+        assert refused.value.hint == "look at it; it is tried again on `b` every few seconds, until it is done"
+        entry = ["users.remove", {"user": "bob", "keep": False}]
+        assert json.loads(two.copies._file.read_text()) == {"b": [entry]}
+        with pytest.raises(errors.StateUnusable):
+            await two.copies.make_up("b", two.linked)
+        failing = False
+        two.linked.asked.clear()
+        assert two.copies.missing() == ["b"]
+        await two.copies.make_up("b", two.linked)
+        assert two.linked.asked == ["users.remove"]
+        assert two.copies.missing() == []
+        assert not two.copies._file.exists()
+
+    asyncio.run(scenario())
+
+
+def test_a_removal_is_kept_before_the_first_machine_is_asked(two: Two) -> None:
+    """So a server that is killed meanwhile does it later; and it is not asked for twice at the same time."""
+
+    async def scenario() -> None:
+        ask, seen = two.linked.ask, list[Any]()
+
+        async def look(principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+            seen.append(json.loads(two.copies._file.read_text()))
+            await two.copies.make_up("b", two.linked)
+            return await ask(principal, name, arguments)
+
+        two.linked.ask = look  # type: ignore[method-assign]
+        entry = ["users.remove", {"user": "bob", "keep": True}]
+        assert await two.ask("users.remove", entry[1], None) == {"kept": ""}
+        assert seen == [{LOCAL: [entry], "b": [entry]}]
+        assert not two.copies._file.exists()
+
+    asyncio.run(scenario())
+
+
 class _Answers:
     def __init__(self, answer: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]) -> None:
         self._answer = answer

@@ -214,6 +214,30 @@ def test_figures_of_a_machine_are_told(only_there: tuple[Server, Member]) -> Non
     assert member.process.runs
 
 
+def test_a_machine_that_is_not_up_to_date_is_shown_as_such(solo: tuple[Server, Member]) -> None:
+    """It is linked and gets no calls: the routes, the command and the page tell it, operators the reason; then it is active."""
+    server, member = solo
+    missed = server.home.path / "machines-missed.json"
+    member.end()
+    until(lambda: not row(server)["linked"])
+    missed.write_text(json.dumps({"solo": [["users.remove", {"user": 5}]]}))
+    member.start()
+    found = until(lambda: one if "`user` is a user" in (one := row(server))["catching_up"] else None)
+    assert found is not None
+    assert (found["linked"], found["state"]) == (True, "active")
+    (seen,) = (one for one in server.ask("GET", "/v1/machines")[1]["machines"] if one["name"] == "solo")
+    assert seen["catching_up"] is True
+    shared = server.home.path / "run" / "nodes.json"
+    until(lambda: b"is a user" in shared.read_bytes())
+    shown = server.home.atoll("nodes", "list")
+    assert "catching up" in shown.stdout
+    assert "no calls are placed on `solo` yet" in shown.stderr
+    missed.write_text("{}")
+    until(lambda: row(server)["catching_up"] == "")
+    until(lambda: b"is a user" not in shared.read_bytes())
+    assert "catching up" not in server.home.atoll("nodes", "list").stdout
+
+
 def test_a_machine_behind_a_proxy_links_through_it(
     only_there: tuple[Server, Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:

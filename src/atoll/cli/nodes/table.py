@@ -38,6 +38,12 @@ def print_nodes(found: Sequence[dict[str, Any]]) -> None:
             "`own_data` below `[cluster]`, in settings.toml",
             error=True,
         )
+    for one in found:
+        if one.get("catching_up"):
+            echo(
+                f"no calls are placed on `{one['name']}` yet: it is catching up ({one['catching_up']})",
+                error=True,
+            )
 
 
 def cells(found: Sequence[dict[str, Any]], now: float) -> list[tuple[str, ...]]:
@@ -65,7 +71,9 @@ def cells(found: Sequence[dict[str, Any]], now: float) -> list[tuple[str, ...]]:
 def state(one: dict[str, Any]) -> str:
     """Return the state of a node, in a word or two."""
     if one["linked"]:
-        return "apart" if one.get("apart") and one["state"] == "active" else str(one["state"])
+        if one["state"] != "active":
+            return str(one["state"])
+        return "apart" if one.get("apart") else "catching up" if one.get("catching_up") else "active"
     if one["name"] == "local":
         return "no daemon runs" if one["state"] == "active" else str(one["state"])
     lost = "never linked" if one.get("seen", 0.0) is None else "not linked"
@@ -87,6 +95,8 @@ def free_line(one: dict[str, Any]) -> str:
         parts.insert(0, str(one["state"]))
     elif one.get("apart"):
         parts.insert(0, "gets no calls: does not share /data")
+    elif one.get("catching_up"):
+        parts.insert(0, "gets no calls yet: is catching up")
     return " \u00b7 ".join(parts)
 
 

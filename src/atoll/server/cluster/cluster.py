@@ -42,6 +42,8 @@ BEFORE = "{} (before)"
 """The name of a machine whose name another machine has now, while its lease may run on."""
 
 
+CATCHING_UP = "secrets, quotas and removals of users are being sent"
+MOST_REASON = 300
 MOST_LOST = 10_000
 """Sessions of lost machines that are remembered."""
 
@@ -84,7 +86,8 @@ class Cluster:
         """Sessions may still come with nodes that this process has not heard of."""
         self.on_join: Callable[[Link], None] | None = None
         """Is told of each node that links; it gets no calls until `ready`."""
-        self._unready: set[str] = set()
+        self.catching_up: dict[str, str] = {}
+        """Linked nodes that are not up to date, with the reason."""
         self.on_need: Callable[[Link, dict[str, Any]], None] | None = None
         """Is told what nodes ask of the server."""
         self.away_names: Callable[[], Sequence[str]] = lambda: tuple(self._away)
@@ -174,7 +177,7 @@ class Cluster:
 
     def accepts(self, name: str) -> bool:
         """Return whether a node gets calls: its account has it take some, and it is up to date."""
-        return self._accepting.get(name, True) and name not in self._unready
+        return self._accepting.get(name, True) and name not in self.catching_up
 
     def able(self, wish: Wish) -> list[str]:
         """Return the nodes that get calls, or had a link just now, and hold a wish when they are empty."""
@@ -211,7 +214,7 @@ class Cluster:
                 self.sessions[session] = held._replace(node=name)
         self._expected.pop(name, None)
         if self.on_join is not None:
-            self._unready.add(name)
+            self.catching_up[name] = CATCHING_UP
             self.on_join(link)
         self._join(facts)
         if self.local and LOCAL not in self.facts:  # its facts are asked for just now: nothing is refused before
@@ -220,10 +223,15 @@ class Cluster:
         log.info("node_linked", extra={"fields": {"node": name, "sessions": len(said), "version": facts.version}})
         return self._choose_volumes(facts)
 
+    def behind(self, link: Link, why: str) -> None:
+        """Note why a node that has linked is not up to date yet."""
+        if self.links.get(link.name) is link:
+            self.catching_up[link.name] = why[:MOST_REASON]
+
     def ready(self, link: Link) -> None:
         """Let a node have calls that has linked and is up to date."""
         if self.links.get(link.name) is link:
-            self._unready.discard(link.name)
+            self.catching_up.pop(link.name, None)
             self.places.accept(link.name, accepting=self.accepts(link.name))
 
     def _choose_volumes(self, facts: NodeFacts) -> str:
@@ -266,6 +274,7 @@ class Cluster:
         if self.links.get(link.name) is not link:
             return
         del self.links[link.name]
+        self.catching_up.pop(link.name, None)
         self._away[link.name] = Away(link.heard_at + LOST_SECONDS, link.account, link.machine)
         self.places.leave(link.name)
         log.warning("node_away", extra={"fields": {"node": link.name}})

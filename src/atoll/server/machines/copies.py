@@ -1,7 +1,8 @@
 """Copies on every machine of what the server decides: secrets, quotas, and removals of users that a machine has missed.
 
 The server's own node keeps the secrets; the others have copies, encrypted by keys of their own. A machine that links gets
-what it has missed before it is given calls (`join`). Removals wait in a file until then.
+what it has missed before it is given calls (`join`). A removal is in a file from before the first machine is asked until
+each has done it: so it is repeated where it fails, also after a crash of the server.
 """
 
 from __future__ import annotations
@@ -10,12 +11,12 @@ import asyncio
 import contextlib
 import json
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from atoll import errors
-from atoll.server.machines.asks import Asks, Failures, asked_of_all
+from atoll.server.machines.asks import Answers, Asks, Failures, asked_of_all
 
 FILE = "machines-missed.json"
 """In the state directory: requests by machine, in order."""
@@ -37,6 +38,7 @@ class Copies:
         self._own, self._file, self._quotas = own, file, quotas
         self.changing = asyncio.Lock()
         """Held while secrets change, and while they are copied."""
+        self._asked: list[tuple[str, list[Any]]] = []
 
     async def join(self, name: str, node: Asks) -> None:
         """Bring a machine up to date that has just linked.
@@ -44,9 +46,7 @@ class Copies:
         Raises:
             AtollError: it does not take something; it is not up to date.
         """
-        for request, arguments in self._missed().get(name, []):
-            await node.ask(None, request, arguments)
-        self._forget(name)
+        await self.make_up(name, node)
         for arguments in await self._quotas():
             await node.ask(None, "quotas.set", arguments)
         async with self.changing:
@@ -72,15 +72,52 @@ class Copies:
 
     # --- requests that machines have missed --------------------------------------------------------------------------
 
-    async def later(self, names: Iterable[str], request: str, arguments: dict[str, Any]) -> None:
-        """Keep a request for machines that are away.
+    async def everywhere(
+        self, nodes: Mapping[str, Asks], away: Sequence[str], request: str, arguments: dict[str, Any]
+    ) -> tuple[Answers, Failures]:
+        """Have all machines perform a request, those that are away or fail later on (`make_up`).
 
         Raises:
-            StateUnusable: it cannot be kept.
+            StateUnusable: it cannot be kept for those.
         """
+        entry, lost = [request, arguments], None
+        try:
+            self._keep({*nodes, *away}, entry)
+        except errors.StateUnusable as error:
+            lost = error
+        asked = [(name, entry) for name in nodes]
+        self._asked += asked
+        try:
+            answers, failures = await asked_of_all(nodes, None, request, arguments, None)
+        finally:
+            self._asked = [one for one in self._asked if one not in asked]
+        if lost is None:
+            with contextlib.suppress(errors.StateUnusable):  # it is asked for once more then, and there is nothing left
+                self._forget(dict.fromkeys(answers, entry))
+        elif failures or away:
+            raise lost
+        return answers, failures
+
+    def missing(self) -> list[str]:
+        """Return the machines that have missed something."""
+        return list(self._missed())
+
+    async def make_up(self, name: str, node: Asks) -> None:
+        """Have a machine perform what it has missed, but for that which it is being asked just now.
+
+        Raises:
+            AtollError: it does not take something; later requests wait for that one.
+        """
+        for entry in self._missed().get(name, []):
+            if (name, entry) not in self._asked:
+                await node.ask(None, entry[0], entry[1])
+                self._forget({name: entry})
+
+    def _keep(self, names: Iterable[str], entry: list[Any]) -> None:
         missed = self._missed()
-        for name in set(names):
-            missed.setdefault(name, []).append([request, arguments])
+        for name in names:
+            if entry not in missed.setdefault(name, []):
+                missed[name].append(entry)
         if missed:
             self._write(missed)
 
@@ -90,10 +127,16 @@ class Copies:
             return found
         return {}
 
-    def _forget(self, name: str) -> None:
-        missed = self._missed()
-        if missed.pop(name, None) is not None:
-            self._write(missed)
+    def _forget(self, done: Mapping[str, list[Any]]) -> None:
+        before = self._missed()
+        left = {name: [one for one in entries if one != done.get(name)] for name, entries in before.items()}
+        left = {name: entries for name, entries in left.items() if entries}
+        if left == before:
+            return
+        if left:
+            self._write(left)
+        else:
+            self._file.unlink(missing_ok=True)
 
     def _write(self, missed: dict[str, list[Any]]) -> None:
         temporary = self._file.with_name(f".{self._file.name}")

@@ -122,6 +122,8 @@ class Machines:
             HostUnreachable: no machine answers, or the one that knows is away.
             AtollError: as the machines answer.
         """
+        if name in OF_SERVER:
+            return await self._removed(principal, name, arguments)
         if self._cluster.alone and not self._cluster.away_names():
             return await self._own.ask(principal, name, arguments)
         if name.startswith("secrets.") and name not in EVERYWHERE:
@@ -301,20 +303,25 @@ class Machines:
         return {node: answer for node, answer in answers.items() if node not in failures}, failures
 
     async def _everywhere(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
-        if name in OF_SERVER and principal is not None:  # a machine that is away makes it up in the server's own name
-            raise errors.ResourcesUnavailable(
-                f"this user cannot ask for `{name}` here", hint="ask the server's operator"
-            )
-        nodes = self.nodes()
-        answers, failures = await asked_of_all(nodes, principal, name, arguments, None)
-        if name == "users.remove":
-            missed = [node for node, error in failures.items() if isinstance(error, errors.HostUnreachable)]
-            await self._copies.later([*missed, *self._cluster.away_names()], name, arguments)
-            if not self._cluster.local:  # it keeps the secrets
-                await self._own.ask(None, name, arguments)
+        answers, failures = await asked_of_all(self.nodes(), principal, name, arguments, None)
         for error in failures.values():
             if not isinstance(error, errors.HostUnreachable) or not answers:
                 raise error
+        return self._with_away(EVERYWHERE[name](answers, arguments), failures)
+
+    async def _removed(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Have all machines perform what the server alone asks for, the own node too, since it keeps the secrets."""
+        if principal is not None:  # a machine that is away makes it up in the server's own name
+            raise errors.ResourcesUnavailable(
+                f"this user cannot ask for `{name}` here", hint="ask the server's operator"
+            )
+        nodes = {LOCAL: self._own, **self.nodes()}
+        answers, failures = await self._copies.everywhere(nodes, self._cluster.away_names(), name, arguments)
+        for node, error in failures.items():
+            if not isinstance(error, errors.HostUnreachable) or not answers:
+                where = "" if node == LOCAL else f" on `{node}`"
+                again = f"it is tried again{where} every few seconds, until it is done"
+                raise errors.from_data({**error.to_data(), "hint": f"{error.hint}; {again}" if error.hint else again})
         return self._with_away(EVERYWHERE[name](answers, arguments), failures)
 
     async def _secrets(self, principal: Principal | None, name: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -7,12 +7,13 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Coroutine
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from atoll import errors
 from atoll.server.cluster.cluster import Cluster
 from atoll.server.cluster.contract import LOCAL
 from atoll.server.cluster.links.link import Link
+from atoll.server.machines.asks import Asks
 from atoll.server.machines.copies import Copies
 from atoll.server.machines.holds import Connects, Holds, relay
 
@@ -23,6 +24,10 @@ AGAIN_SECONDS = 5.0
 LOOK_SECONDS = 1.0
 
 
+class Own(Connects, Asks, Protocol):
+    """The server's own node: `server.node.Node`."""
+
+
 class Upkeep:
     """Does what machines need of the server.
 
@@ -30,14 +35,16 @@ class Upkeep:
         own: the server's own node.
     """
 
-    def __init__(self, cluster: Cluster, own: Connects, copies: Copies, holds: Holds) -> None:
+    def __init__(self, cluster: Cluster, own: Own, copies: Copies, holds: Holds) -> None:
         self._cluster, self._own, self._copies, self._holds = cluster, own, copies, holds
         self._tasks: set[asyncio.Task[None]] = set()
+        self._making_up: set[str] = set()
         cluster.on_join, cluster.on_need = self._joined, self._needed
 
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         """Work while the context is open."""
+        self._begin(self._make_up())
         if self._cluster.local:
             self._begin(self._own_holds())
         try:
@@ -60,11 +67,30 @@ class Upkeep:
             try:
                 await self._copies.join(link.name, link)
             except (errors.AtollError, LookupError, TypeError, ValueError) as error:  # or it answers as none does
+                self._cluster.behind(link, str(error))
                 log.warning("node_not_up_to_date", extra={"fields": {"node": link.name, "error": str(error)[:200]}})
                 await asyncio.sleep(AGAIN_SECONDS)
             else:
                 self._cluster.ready(link)
                 return
+
+    async def _make_up(self) -> None:
+        """Repeat what machines that are there have not done; one that does not answer holds up no other."""
+        while True:
+            await asyncio.sleep(AGAIN_SECONDS)
+            for name in self._copies.missing():
+                node: Asks | None = self._own if name == LOCAL else self._cluster.links.get(name)
+                if node is not None and name not in {*self._cluster.catching_up, *self._making_up}:
+                    self._making_up.add(name)
+                    self._begin(self._repeat(name, node))
+
+    async def _repeat(self, name: str, node: Asks) -> None:
+        try:
+            await self._copies.make_up(name, node)
+        except (errors.AtollError, LookupError, TypeError, ValueError) as error:
+            log.warning("not_made_up", extra={"fields": {"node": name, "error": str(error)[:200]}})
+        finally:
+            self._making_up.discard(name)
 
     def _needed(self, link: Link, message: dict[str, Any]) -> None:
         self._begin(self._meet(link, message))

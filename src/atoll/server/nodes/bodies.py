@@ -92,6 +92,7 @@ class NodeRow(msgspec.Struct, frozen=True):
         gpus: names of its devices.
         volumes: identity of the file system of `/data`; begins with `own:` for its own disk, empty while it is not known.
         apart: no calls are placed there, since it does not share `/data` with the others.
+        catching_up: the reason for which no calls are placed there yet: it has not taken secrets, quotas or removals.
         running, waiting: calls that run there, and that wait there; null while nothing is known.
         lines: clients' lines that go there.
         detached: detached calls that are left there, of a node that takes no new calls; null while nothing is known.
@@ -111,6 +112,7 @@ class NodeRow(msgspec.Struct, frozen=True):
     gpus: list[str] = []
     volumes: str = ""
     apart: bool = False
+    catching_up: str = ""
     running: int | None = None
     waiting: int | None = None
     lines: int | None = None
@@ -125,7 +127,7 @@ class NodeRows(msgspec.Struct, frozen=True):
 
 
 class Machine(msgspec.Struct, frozen=True):
-    """A machine as every user may see it; see `NodeRow`."""
+    """A machine as every user may see it; see `NodeRow`. `catching_up` tells no reason."""
 
     name: str
     state: str
@@ -134,6 +136,7 @@ class Machine(msgspec.Struct, frozen=True):
     free: Free | None
     gpus: list[str]
     apart: bool
+    catching_up: bool
     running: int | None
     waiting: int | None
 
@@ -146,7 +149,8 @@ class Machines(msgspec.Struct, frozen=True):
 
 def machine(row: NodeRow) -> Machine:
     """Return those parts of a node's row that every user may see."""
-    return Machine(**{name: getattr(row, name) for name in Machine.__struct_fields__})
+    seen = {name: getattr(row, name) for name in Machine.__struct_fields__}
+    return Machine(**{**seen, "catching_up": bool(row.catching_up)})
 
 
 def plain_row(node: NodeAccount) -> NodeRow:

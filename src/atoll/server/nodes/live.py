@@ -18,6 +18,7 @@ from atoll.server.nodes.rows import NodeAccount
 from atoll.server.nodes.vacating import VACATED
 from atoll.server.process.background import in_background
 from atoll.server.state import ServerState
+from atoll.terminal_text import printable
 
 ASK_SECONDS = 5.0
 SHARE_SECONDS = 2.0
@@ -32,6 +33,7 @@ class Cluster(Protocol):
     volumes: str
     """Identity of the file system that carries `/data`; empty where it may be any."""
     facts: Mapping[str, NodeFacts]
+    catching_up: Mapping[str, str]
 
     def rows(self) -> Sequence[LiveNode]:
         """Return all nodes that have a link, the server's own left out."""
@@ -52,7 +54,13 @@ async def rows_of(state: ServerState, accounts: Sequence[NodeAccount]) -> list[N
     left = state.parts.get(VACATED, {})
     found = [_with(row, {"detached": left.get(row.name)}) for row in found]
     return [
-        _with(row, {"apart": row.linked and bool(row.volumes) and cluster.volumes not in ("", row.volumes)})
+        _with(
+            row,
+            {
+                "apart": row.linked and bool(row.volumes) and cluster.volumes not in ("", row.volumes),
+                "catching_up": printable(cluster.catching_up.get(row.name, "")),
+            },
+        )
         for row in found
     ]
 
