@@ -343,9 +343,10 @@ def test_a_removal_is_kept_before_the_first_machine_is_asked(two: Two) -> None:
             return await ask(principal, name, arguments)
 
         two.linked.ask = look  # type: ignore[method-assign]
-        entry = ["users.remove", {"user": "bob", "keep": True}]
-        assert await two.ask("users.remove", entry[1], None) == {"kept": ""}
-        assert seen == [{LOCAL: [entry], "b": [entry]}]
+        arguments = {"user": "bob", "keep": True}
+        assert await two.ask("users.remove", arguments, None) == {"kept": ""}
+        entries = [["users.remove", arguments]]
+        assert seen == [{LOCAL: entries, "b": entries}]
         assert not two.copies._file.exists()
 
     asyncio.run(scenario())
