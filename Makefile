@@ -20,6 +20,9 @@ TESTS ?= tests
 WORKERS ?= 4
 DOCS_PORT ?= 8000
 AGAIN ?=
+MACHINES_DATA ?= juicefs
+MACHINES_TESTS ?= tests/conformance tests/e2e/test_examples.py tests/cluster/test_sharing.py
+MACHINES_PACKAGES ?= pyjokes==0.8.3 cowsay==6.1 tensorflow
 AS_USER := as_user$(if $(filter-out 0,$(SOAK)),, and not once)
 # The modules with such tests: each process would import all the others, too, to leave their tests out.
 USER_TESTS = $(if $(filter tests,$(TESTS)),$(shell grep -rlE 'mark\.as_user' --include='test_*.py' tests | sort),$(TESTS))
@@ -93,6 +96,14 @@ test-here: $(VENV)/.installed ## the test suite as the calling user (AGAIN=1: te
 .PHONY: test-user
 test-user: $(VENV)/.installed ## root only: tests that depend on the user, as a plain user in a copy of this directory
 	@.ci/as-plain-user test-here PYTEST='-m "$(AS_USER)" $(PYTEST)' TESTS='$(USER_TESTS)' WORKERS='$(WORKERS)' AGAIN='$(AGAIN)'
+
+# Nothing leads out of the machines' network: packages of the examples come from a directory.
+.PHONY: test-machines
+test-machines: $(VENV)/.installed ## root only: conformance suite and examples on several machines, namespaces with /data on JuiceFS (MACHINES_DATA=path)
+	@.ci/tools $(VENV)
+	@$(BIN)/pip download --quiet --dest $(abspath $(VENV))/machines-packages $(MACHINES_PACKAGES)
+	@ATOLL_CONFORMANCE=cluster ATOLL_CLUSTER_DATA=$(MACHINES_DATA) \
+	ATOLL_CLUSTER_PACKAGES=$(abspath $(VENV))/machines-packages $(MAKE) test-here TESTS='$(MACHINES_TESTS)' WORKERS=2
 
 .PHONY: docs
 docs: $(VENV)/.installed ## the docs as a site in build/site: searchable, read without a network, from file:// too

@@ -11,18 +11,19 @@ import pytest
 
 from atoll import Host, Volume, isolated, sync_dir
 
-from ..conftest import needs_outbound
+from ..conftest import ROOT, needs_outbound
 from ..waiting import soak, until
 from .cluster import Cluster, cluster
 
+CASES = "from on_cloud import preferences_on_cloud, upload_to_cloud; preferences_on_cloud(); upload_to_cloud()"
 KEPT_SECONDS = 3
 """Seconds that a worker without a call stays, and its sandbox with it."""
 pytestmark = [pytest.mark.root, needs_outbound]
 
 
-@pytest.fixture(scope="module", params=soak(("path",), ("path", "juicefs")))
+@pytest.fixture(scope="module", params=soak(("",), ("path", "juicefs")))
 def made(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Two nodes whose `/data` is on a file system of all machines; this thread is on a third one."""
+    """Two nodes whose `/data` is on a file system of all machines (`""`: of the default kind); this thread is on another one."""
     with cluster(data=request.param) as found, found.client.entered():
         yield found
 
@@ -90,6 +91,17 @@ def test_a_directory_changes_for_both_at_once(made: Cluster, host: Host, tmp_pat
     Volume(host).restore("kept", wait=True)
     for name in made.nodes:
         assert on(made, host, name, read, "/data/sync/shared/text") == "first"
+
+
+def test_the_cases_of_the_first_page_run_in_the_cloud(made: Cluster) -> None:
+    """`examples/on_cloud.py` prints what its functions on the machines have found; its network is in `test_examples`."""
+    done = made.head.home.python("-c", CASES, cwd=ROOT / "examples", env=made.variables)
+    assert done.stdout.splitlines() == [
+        "stored the preferences of user 7 in /data/user_7_preferences.txt",
+        "another call reads: hiking, jazz, black tea",
+        "uploaded to /data/sync/remote_dir",
+        *("customers.csv", "orders.csv", "readme.txt"),
+    ]
 
 
 def test_an_environment_is_the_same_on_both(made: Cluster, host: Host) -> None:
