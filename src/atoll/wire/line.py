@@ -21,7 +21,7 @@ Headers stand for descriptors that travel on the daemon's socket: `bytes` in a `
 bytes in channel 0 right after it, a spool or a file; `certificates_text` in an opening message is that file's text.
 `terminal` with `size` (rows, columns), ahead of a call, asks for a pseudo terminal at the server, whose text comes in
 channel 1, or gives it another size. A `shell` and an `exec` have stdin in channel 0; with `terminal` in the opening
-message they have one from the beginning. The stream of a `dial` that was cut off ends with `over`, and without `closed`.
+message they have one from the beginning. `keep`, `have`, `has` and `kept` are in `wire.repeats`. The stream of a `dial` that was cut off ends with `over`, and without `closed`.
 """
 
 from __future__ import annotations

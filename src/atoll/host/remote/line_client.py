@@ -22,7 +22,7 @@ from atoll.host.remote.patience import PING_SECONDS, SILENT_SECONDS
 from atoll.host.remote.server import CONNECT_SECONDS, Refused, Server, Upgraded
 from atoll.host.remote.sockets import Stream
 from atoll.wire.channel import ChannelClosed
-from atoll.wire.line import DATA, DRAINS, KEY_ENDED, WINDOW, Line, resume_text
+from atoll.wire.line import DATA, DRAINS, KEY_ENDED, WINDOW, Line, resume_text, text_of
 from atoll.wire.websocket import CLOSE, CONTROL, PIECE, PING, LineError
 
 DIRECT_BYTES = 64 << 10
@@ -188,27 +188,29 @@ class LineClient:
             self._lock.release()
 
     def send(self, pieces: Sequence[Any]) -> None:
-        """Send pieces in the data channel; while the window is full, take what comes.
+        """Send pieces in the data channel, and headers in order with them; while the window is full, take what comes.
 
         Raises:
             ChannelClosed: the line is over.
         """
         for whole in pieces:
-            if type(whole) is bytes and len(whole) <= PIECE:
+            if type(whole) is dict:
+                self._send(text_of(whole), CONTROL)
+            elif type(whole) is bytes and len(whole) <= PIECE:
                 self._send(whole)
-                continue
-            view = memoryview(whole).cast("B")
-            for at in range(0, view.nbytes, PIECE):
-                self._send(bytes(view[at : at + PIECE]))  # a copy: what is kept must not change
+            else:
+                view = memoryview(whole).cast("B")
+                for at in range(0, view.nbytes, PIECE):
+                    self._send(bytes(view[at : at + PIECE]))  # a copy: what is kept must not change
 
-    def _send(self, piece: bytes) -> None:
+    def _send(self, piece: bytes, channel: int = DATA) -> None:
         line = self._line
         while line.full:
             self._check()
             self.pump(None)
         self._check()
         with self._lock:
-            written = line.send(DATA, piece)
+            written = line.send(channel, piece)
             if line.untold > KEPT_BYTES:
                 written.insert(0, line.acknowledgement())
             self._put(written)

@@ -13,6 +13,7 @@ from atoll import errors
 from atoll.host.contract import Output
 from atoll.host.remote.line_client import LineClient
 from atoll.host.remote.server import Server
+from atoll.wire import repeats
 from atoll.wire.channel import ChannelClosed
 from atoll.wire.frames import MAX_BUFFER_BYTES, Decoder, FrameError, Header, Message, encode
 from atoll.wire.line import STDOUT
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from atoll.model.terminal import Terminal
     from atoll.wire.call_protocol import Frame
 
+_sent = repeats.Sent()
 RESTED_SECONDS = 5.0
 """Seconds of rest after which a connection may have been lost without a sign: it is tried before its next call."""
 ANSWER_SECONDS = 3.0
@@ -49,6 +51,7 @@ class RemoteLink:
         self._rests = False
         self._followed = -1
         self._size: tuple[int, ...] = ()
+        self._keeps = 0
         self._line = LineClient(
             server, opening, self._take, space=decoder.space, wrote=self._wrote, printed=self._keep_printed
         )
@@ -80,7 +83,10 @@ class RemoteLink:
 
     def receive(self, milliseconds: float | None) -> dict[str, Any] | None:
         """See `Asking.receive`."""
-        return self._line.header(milliseconds)
+        found = self._line.header(milliseconds)
+        if found is not None and type(keeps := found.get("keeps")) is int:
+            self._keeps = keeps
+        return found
 
     def withdraw(self, *, for_another: bool) -> None:
         """See `Asking.withdraw`."""
@@ -119,7 +125,32 @@ class RemoteLink:
 
     def send(self, header: Header, buffers: Sequence[Any] = ()) -> None:
         """See `Link.send`."""
-        self._line.send(encode(header, buffers))
+        pieces = encode(header, buffers)
+        if self._keeps and len(pieces) > 1:
+            pieces = self._name(pieces)
+        self._line.send(pieces)
+
+    def _name(self, pieces: list[Any]) -> list[Any]:
+        """Return the pieces of a message without the bytes that the node has."""
+        named = repeats.find(pieces, self._keeps, _sent)
+        if not named:
+            return pieces
+        kept: set[str] = set()
+        if asked := [[one.digest, one.size, one.hint] for one in named if one.digest]:
+            kept.update(self._ask({"type": "have", "pieces": asked}).get("kept", ()))
+        return repeats.marked(pieces, named, kept)
+
+    def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
+        """Return the node's answer about pieces; an empty one where the worker has gone."""
+        line = self._line
+        line.send([question])
+        while not line.data_over:
+            for found in line.control:
+                if found["type"] == "has":
+                    line.control.remove(found)
+                    return found
+            line.pump(None)
+        return {}
 
     def send_many(self, messages: Sequence[Frame]) -> None:
         """See `Link.send_many`."""

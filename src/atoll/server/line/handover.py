@@ -47,7 +47,9 @@ def movable(session: Session) -> bool:
     """Return whether nothing is half done: another process can go on with it."""
     control = session.control
     settled = control is None or session.over or session.control_over or control.settled
-    return settled and not (session.busy or session.ended or session.early.spool is not None)
+    return (
+        settled and session.keeping.settled and not (session.busy or session.ended or session.early.spool is not None)
+    )
 
 
 def freeze(session: Session) -> None:

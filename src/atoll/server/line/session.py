@@ -2,10 +2,9 @@
 
 Theory of operation. A session outlives its WebSockets. Towards the node it is an ordinary client that asks in the name
 of a user: it sends the line's first header as its opening message, and gets for a lease the worker's socket and pipes. For
-a shell or command it gives the node one end of each stream, and keeps the other.
-Towards the client it keeps what is not acknowledged (`wire.line`). Past the window it stops reading worker and pipes, so
-that the function waits; and it acknowledges nothing while the worker does not take what has come, so that the client
-waits. Nothing is unpickled, and payloads are not copied.
+a shell or command it gives the node one end of each stream, and keeps the other. Towards the client it keeps what is not
+acknowledged (`wire.line`). Past the window it stops reading worker and pipes, so that the function waits; it acknowledges
+nothing while the worker does not take what has come, so that the client waits. Nothing is unpickled, nothing copied.
 
 A WebSocket that is lost without `close` leaves the session to its grace; then the lease ends as with a client that died.
 """
@@ -24,10 +23,10 @@ from atoll.server.line.beside import Spool, read_size, send_file, take_certifica
 from atoll.server.line.early import Early
 from atoll.server.line.ends import Ends
 from atoll.server.line.failures import failure_of
+from atoll.server.line.keeping import HEADERS, Keeping
 from atoll.server.line.shares import Bounds
 from atoll.server.line.socket_end import SocketEnd
 from atoll.server.line.streams import open_streams
-from atoll.server.line.terms import Wire
 from atoll.server.node import Node
 from atoll.server.principal import Principal
 from atoll.wire.async_channel import AsyncChannel
@@ -58,14 +57,14 @@ class Session:
         self.ends = Ends(self, lambda count: bounds.paces.pay(principal.user, count))
         self.bytes_up = self.bytes_down = 0
         self._node, self._on_end, self._suffix = node, on_end, bounds.suffix
+        self.keeping = Keeping(bounds.kept, principal, self.ends, self._say, self.acknowledge)
         self._loop = asyncio.get_running_loop()
-        self._wire: Wire | None = None
-        self._congested = self._held = False
+        self._wire: terms.Wire | None = None
         self._room: asyncio.Event | None = None
         self.early = Early(bounds.shares, principal.user)
         self.input_over = False
         """The client sends no more data."""
-        self.control_over = self.over = self.ended = self.expired = False
+        self._congested = self._held = self.control_over = self.over = self.ended = self.expired = False
         self._timer: asyncio.TimerHandle | None = None
         self._last: asyncio.TimerHandle | None = None
         self.task: asyncio.Task[None] | None = None
@@ -81,7 +80,7 @@ class Session:
         """True while there is a connection."""
         return self._wire is not None
 
-    def attach(self, wire: Wire, count: int | None) -> None:
+    def attach(self, wire: terms.Wire, count: int | None) -> None:
         """Go on over a new connection; an older one is cut off.
 
         Args:
@@ -103,7 +102,7 @@ class Session:
         if self.over:
             self._timer = self._loop.call_later(terms.OVER_SECONDS, self.end)
 
-    def detach(self, wire: Wire) -> None:
+    def detach(self, wire: terms.Wire) -> None:
         """Note that a connection was lost without `close`."""
         if self._wire is not wire or self.ended:
             return
@@ -121,7 +120,7 @@ class Session:
         self._congested = congested
         self._balance()
 
-    def feed(self, wire: Wire, data: bytes) -> None:
+    def feed(self, wire: terms.Wire, data: bytes) -> None:
         """Take bytes of the connection.
 
         Raises:
@@ -150,7 +149,7 @@ class Session:
 
     def acknowledge(self, least: int = 0) -> None:
         """Acknowledge bytes that the worker takes, if there are more than `least`."""
-        waiting = self.ends.waiting_bytes + self.early.size
+        waiting = self.ends.waiting_bytes + self.early.size + self.keeping.behind_bytes
         if self._wire is not None and waiting <= terms.BUSY_BYTES and (text := self.line.acknowledgement(least)):
             self._wire.write([text])
 
@@ -163,6 +162,8 @@ class Session:
                 self._close_half(header.get("channel", DATA))
             elif header["type"] in terms.LATER and self.kind == "lease":
                 self.post({"type": header["type"]})
+            elif header["type"] in HEADERS and self.kind == "lease" and self.ends.data is not None:
+                self.keeping.take(header)
             return
         self.kind = kind = header["type"]
         self.line.control_bytes = terms.LATER_BYTES
@@ -188,7 +189,7 @@ class Session:
 
     def take_data(self, piece: Any) -> None:
         if self.ends.data is not None:
-            self.ends.write(piece)
+            self.keeping.pass_on(piece)
         elif self.over or self.input_over:
             return
         elif not self.kind:
@@ -244,7 +245,8 @@ class Session:
         assert control is not None
         if message.type == "granted" and (count := terms.KINDS.get(self.kind, 0)):
             data, *pipes = control.take_descriptors(count)
-            self._say({**header, "worker": f"{header['worker']}{self._suffix}"} if "worker" in header else header)
+            header = {**header, "worker": f"{header['worker']}{self._suffix}"} if "worker" in header else header
+            self._say(self.keeping.offer(header) if self.kind == "lease" else header)
             self.relay(lambda: self.ends.connect(data, dict(enumerate(pipes, 1))))
         elif message.type == "answer" and header.get("descriptors"):
             (descriptor,) = control.take_descriptors(1)
@@ -276,6 +278,7 @@ class Session:
 
     def taken(self) -> None:
         """See `ends.Owner.taken`."""
+        self.keeping.go_on()
         self.acknowledge()
         self._finish_dial()
 
@@ -392,5 +395,6 @@ class Session:
             self._timer.cancel()
 
     def _close_ends(self) -> None:
+        self.keeping.close()
         self.ends.close()
         self.early.drop()

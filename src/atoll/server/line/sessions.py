@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable
 
 from atoll import errors
 from atoll.server.line import handover
+from atoll.server.line.kept import Kept
 from atoll.server.line.session import Session
 from atoll.server.line.shares import Bounds, Bytes, may_open
 from atoll.server.node import Node
@@ -46,6 +47,7 @@ class Sessions:
         self._of_user: Counter[str] = Counter()
         self.paces = node.paces
         self._shares = Bytes()
+        self.kept = Kept()
         self._opening: set[Session] = set()
         self.gone: OrderedDict[str, None] = OrderedDict()
         """Ids whose clients were told that there is no such session: an opening of theirs may still be on its way."""
@@ -103,7 +105,7 @@ class Sessions:
     @property
     def bounds(self) -> Bounds:
         """The bounds of all sessions here."""
-        return Bounds(self._shares, self.paces, self._suffix)
+        return Bounds(self._shares, self.paces, self.kept, self._suffix)
 
     def take(self, name: str, principal: Principal) -> Session:
         """Return a new session of this id, past the checks of `open`."""
@@ -156,6 +158,7 @@ class Sessions:
 
     def end_of(self, user: str, key: str = "") -> None:
         """End the sessions of a user, or of one of the user's keys: it was revoked."""
+        self.kept.end_of(user, key)
         for session in self.all():
             if session.principal.user == user and key in ("", session.principal.key):
                 session.end(KEY_ENDED)
@@ -168,6 +171,7 @@ class Sessions:
             async with in_background(self._settle):
                 yield
         finally:
+            self.kept.close()  # lines that wait for a piece of another line are told to send it
             await handover.give(self._node.options, self.all())
             for session in self.all():
                 session.end()
@@ -179,6 +183,7 @@ class Sessions:
             for session in waiting:
                 session.acknowledge()
             self._end_unopened(asyncio.get_running_loop().time())
+            self.kept.expire()
             self._looks += 1
             if self._looks % LOOKS == 0:
                 self._end_hoards()
@@ -210,7 +215,7 @@ class Sessions:
 
 def _held_bytes(session: Session) -> int:
     """Return the bytes in memory that client or worker have not taken, beside the early ones."""
-    return session.unread + session.line.kept_bytes + session.ends.waiting_bytes
+    return session.unread + session.line.kept_bytes + session.ends.waiting_bytes + session.keeping.behind_bytes
 
 
 def ending() -> errors.HostUnreachable:

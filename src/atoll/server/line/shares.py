@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from typing import NamedTuple
 
+from atoll.server.line.kept import Kept
 from atoll.server.paces import Paces
 
 PART = 8
@@ -56,6 +57,7 @@ class Bounds(NamedTuple):
 
     shares: Bytes
     paces: Paces
+    kept: Kept
     suffix: str = ""
 
 
