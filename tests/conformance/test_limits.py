@@ -88,6 +88,7 @@ def test_a_gpu_type_without_a_gpu_is_refused(place: Place) -> None:
         place.isolated(fill, machine_type="GPU-T4")(1)
 
 
+@pytest.mark.once
 def test_max_concurrency_bounds_the_calls_at_a_time(place: Place) -> None:
     """With `max_concurrency=1` no two calls of the function overlap, and all are answered."""
 
@@ -122,6 +123,7 @@ print([future.result(60) for future in [alone.submit(number) for number in range
 """
 
 
+@pytest.mark.once
 def test_max_concurrency_bounds_the_calls_of_all_programs(place: Place, tmp_path: Path) -> None:
     """Calls of a function that two programs make do not overlap, wherever they run; no idle worker keeps the other out."""
     with contextlib.ExitStack() as stack:
@@ -138,6 +140,7 @@ def test_max_concurrency_bounds_the_calls_of_all_programs(place: Place, tmp_path
             assert printed == b"True\n", said.decode()
 
 
+@pytest.mark.once
 def test_a_function_that_waits_for_itself_beyond_its_bound_is_refused(place: Place) -> None:
     """A chain that `max_concurrency` can never let through is an error, not a wait without an end."""
 

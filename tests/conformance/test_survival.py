@@ -20,10 +20,10 @@ from atoll import errors
 from ..waiting import PATIENCE_SECONDS, soak, until
 from .conftest import Place
 
-KILLS = soak(60, 200)
+KILLS = soak(24, 200)
 VICTIMS = 4
 OTHERS = 20
-COLD = soak(30, 100)
+COLD = soak(12, 100)
 
 
 def record(place: Place, name: str) -> list[str]:

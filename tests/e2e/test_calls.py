@@ -95,6 +95,7 @@ def test_the_worker_is_another_process_and_never_root() -> None:
     assert directory == "/home/user"
 
 
+@pytest.mark.once
 def test_a_changed_global_and_helper_are_seen_by_the_next_call(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a function refers to is taken as it is when the call is made, also by a warm worker."""
     assert scaled(2) == 8
@@ -104,6 +105,7 @@ def test_a_changed_global_and_helper_are_seen_by_the_next_call(monkeypatch: pyte
     assert scaled(2) == 1020
 
 
+@pytest.mark.once
 def test_closures_lambdas_builtins_and_partials_run() -> None:
     """Whatever can be called and pickled can be isolated."""
     cell = [1]
@@ -120,6 +122,7 @@ def test_closures_lambdas_builtins_and_partials_run() -> None:
     assert isolated(functools.partial(pow, 2))(5) == 32
 
 
+@pytest.mark.once
 def test_instances_of_the_callers_own_class_come_back_as_such() -> None:
     """`isinstance` holds for what a function returns."""
 
@@ -198,6 +201,7 @@ def test_stdout_and_stderr_arrive_apart_and_whole(capfd: pytest.CaptureFixture[s
     assert captured.err == "errproblem\n"
 
 
+@pytest.mark.once
 def test_two_hundred_thousand_lines_lose_none(capfd: pytest.CaptureFixture[str]) -> None:
     """Output is complete when the call returns, however much it is."""
 
@@ -210,6 +214,7 @@ def test_two_hundred_thousand_lines_lose_none(capfd: pytest.CaptureFixture[str])
     assert capfd.readouterr().out.split() == [str(number) for number in range(200_000)]
 
 
+@pytest.mark.once
 def test_output_of_a_worker_that_dies_is_not_lost(capfd: pytest.CaptureFixture[str]) -> None:
     """What was printed before a crash arrives, and the error carries its end."""
 
@@ -224,6 +229,7 @@ def test_output_of_a_worker_that_dies_is_not_lost(capfd: pytest.CaptureFixture[s
     assert caught.value.last_output == "last words\n"
 
 
+@pytest.mark.once
 def test_output_arrives_while_the_function_runs(shared_home: Home, tmp_path: Path) -> None:
     """A caller whose stdout is a pipe sees a partial line before the function ends."""
     program = tmp_path / "live.py"
@@ -252,6 +258,7 @@ def test_output_arrives_while_the_function_runs(shared_home: Home, tmp_path: Pat
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_an_exception_keeps_type_message_notes_cause_and_remote_frames() -> None:
     """An exception comes back as its own type, as if it had been raised here."""
 
@@ -272,6 +279,7 @@ def test_an_exception_keeps_type_message_notes_cause_and_remote_frames() -> None
     assert caught.traceback[-1].path == Path(__file__)
 
 
+@pytest.mark.once
 def test_an_exception_with_its_own_constructor_keeps_its_type() -> None:
     """A class whose `__init__` takes other arguments than `args` is rebuilt all the same."""
 
@@ -373,6 +381,7 @@ def test_each_failure_has_its_named_error_and_the_next_call_works(
     assert add(1) == 2
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -422,18 +431,21 @@ def test_what_a_dead_worker_started_is_dead() -> None:
 # --- futures, maps, other hosts ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_submit_gives_futures_that_complete() -> None:
     """`submit` works with `concurrent.futures.as_completed`."""
     futures = {add.submit(number): number for number in range(50)}
     assert sorted(future.result() for future in as_completed(futures)) == list(range(1, 51))
 
 
+@pytest.mark.once
 def test_map_keeps_order_and_starmap_spreads() -> None:
     """Results come in the order of the input."""
     assert list(add.map(range(30))) == list(range(1, 31))
     assert list(add.starmap([(1, 2), (3, 4)])) == [3, 7]
 
 
+@pytest.mark.once
 def test_map_takes_from_its_input_as_it_goes() -> None:
     """An endless input is fine: only a bounded number of items is taken ahead."""
     taken = []
@@ -451,6 +463,7 @@ def test_map_takes_from_its_input_as_it_goes() -> None:
     assert len(taken) < 1000
 
 
+@pytest.mark.once
 def test_a_call_that_waits_can_be_cancelled(atoll_home: Home) -> None:
     """`Future.cancel` works until the call is sent to a worker, and those who wait for several are told."""
     (atoll_home.path / "settings.toml").write_text("[pool]\nslots = 1\n")
@@ -504,6 +517,7 @@ def test_a_running_call_can_be_cancelled() -> None:
     assert add(1) == 2
 
 
+@pytest.mark.once
 def test_on_keeps_the_other_options_and_local_runs_here() -> None:
     """`.on` changes what it is told to; `.local` is the plain function."""
     changed = add.on(local, keep_alive=3)
@@ -525,6 +539,7 @@ def test_the_first_example_of_the_reference_runs() -> None:
     assert joke()
 
 
+@pytest.mark.once
 def test_a_result_whose_module_is_missing_here_is_named() -> None:
     """A result that only the worker can unpickle is a `SerializationError` that names the module."""
 
@@ -570,12 +585,14 @@ def test_mounts_show_a_directory_read_only(tmp_path: Path) -> None:
 # --- nested calls -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_twenty_nested_calls_run_on_one_slot(atoll_home: Home) -> None:
     """A chain of calls needs a single slot, since all but the last only wait."""
     (atoll_home.path / "settings.toml").write_text("[pool]\nslots = 1\n")
     assert nest(19) == list(range(19, -1, -1))
 
 
+@pytest.mark.once
 def test_a_chain_that_can_never_fit_is_refused(atoll_home: Home) -> None:
     """A chain of nested calls that is longer than there may be workers ends in a named error."""
     (atoll_home.path / "settings.toml").write_text("[pool]\nslots = 1\nmax_workers = 3\n")
@@ -604,6 +621,7 @@ def test_a_nested_function_has_its_own_environment() -> None:
         outer(True)
 
 
+@pytest.mark.once
 def test_a_nested_call_uses_the_environment_that_the_program_built(
     shared_home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -671,6 +689,7 @@ def test_a_function_cannot_stop_the_daemon() -> None:
     assert add(1) == 2
 
 
+@pytest.mark.once
 def test_a_stored_call_runs_when_its_caller_is_gone() -> None:
     """A queue keeps a call as bytes, with its modules and large buffers; whoever takes it out runs it on a host."""
     request = isolated(sized).request((pickle.PickleBuffer(bytearray(b"x" * 5000)), Point(1)))

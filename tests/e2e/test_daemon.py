@@ -598,7 +598,7 @@ def test_agent_files_are_made_once_for_each_version(tmp_path: Path) -> None:
 def test_a_sweep_of_kills_loses_no_call_and_leaves_nothing(atoll_home: Home, program: Path) -> None:
     """Daemon, agent, worker or client killed at random moments, over and over: no leftovers, and the next call works."""
     chance = random.Random(7)
-    for _ in range(soak(30, 200)):
+    for _ in range(soak(12, 200)):
         client = subprocess.Popen(
             [sys.executable, str(program), "0.05"],
             env=atoll_home.environment(),

@@ -27,8 +27,6 @@ from tests.conftest import Home
 
 from ..waiting import ended, soak, until
 
-pytestmark = [pytest.mark.as_user]
-
 SECONDS = 120.0
 
 PROGRAM = """
@@ -165,6 +163,7 @@ def kill(program: subprocess.Popen[str]) -> list[str]:
     return program.communicate()[0].splitlines()
 
 
+@pytest.mark.as_user
 def test_a_call_outlives_its_program(island: Island) -> None:
     """The program is killed while its call runs: another one gets the result, and the output."""
     with island.held():
@@ -230,6 +229,7 @@ def test_a_call_that_runs_is_lost_with_the_daemon_unless_it_has_retries(
         until(lambda: records_of(call.id) and records_of(call.id)[0]["outcome"] == expected[-1])
 
 
+@pytest.mark.as_user
 def test_waiting_calls_run_when_the_next_daemon_starts(small: Island) -> None:
     """They survive `atoll stop`, which says so, and a kill; they run by themselves then."""
     with small.held():
@@ -282,6 +282,7 @@ def test_a_daemon_with_detached_calls_does_not_leave(small: Island) -> None:
     assert call.result(SECONDS) == 15
 
 
+@pytest.mark.as_user
 def test_a_stopped_keeper_ends_with_its_daemon(island: Island) -> None:
     """SIGSTOP holds its calls; the next daemon's keeper gives them their end."""
     with island.held():
@@ -295,6 +296,7 @@ def test_a_stopped_keeper_ends_with_its_daemon(island: Island) -> None:
     assert island.marks(6) == 1
 
 
+@pytest.mark.as_user
 def test_secrets_of_a_call_go_with_its_end(island: Island) -> None:
     """Variables, arguments and index settings are in a file that others cannot read, and in no other."""
     secret = f"secret-{os.urandom(8).hex()}"
@@ -343,6 +345,7 @@ def test_modules_of_the_project_are_kept_once(island: Island, monkeypatch: pytes
     until(lambda: list((detached / "bundles").iterdir()) == [])  # the file goes after the outcome
 
 
+@pytest.mark.as_user
 def test_a_daemon_that_is_replaced_hands_over(island: Island) -> None:
     """It makes no further call; its keeper ends with the calls that run, and the next daemon's goes on."""
     with island.held():

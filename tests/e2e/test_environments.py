@@ -49,6 +49,7 @@ def test_an_environment_has_its_packages_and_scripts(machine: Machine) -> None:
     assert (environment.directory / "requirements.lock").read_text() == "alpha==1\nbeta==1.5\n"
 
 
+@pytest.mark.once
 def test_the_environment_without_packages_needs_no_builder(machine: Machine) -> None:
     """It has its Python and an empty `site-packages`, and prints no progress."""
     environment = machine.ensure("atoll", "fal_serverless>=0.6")
@@ -80,6 +81,7 @@ def test_everyone_may_read_an_environment_below_a_private_home(machine: Machine)
             assert not mode & 0o022, path
 
 
+@pytest.mark.once
 def test_asking_again_builds_nothing(machine: Machine) -> None:
     """The second request of equal requirements, by another store too, finds the first one's environment."""
     machine.wheel("alpha")
@@ -92,6 +94,7 @@ def test_asking_again_builds_nothing(machine: Machine) -> None:
     assert machine.lines == []
 
 
+@pytest.mark.once
 def test_a_source_tree_is_built_again_when_it_is_edited(machine: Machine) -> None:
     """A local path is installed as it is now; the tree itself is not written to."""
     tree = machine.tree("gamma", "    open('left-behind', 'w').close()")
@@ -174,6 +177,7 @@ def test_a_failed_build_leaves_its_log_and_nothing_else(machine: Machine) -> Non
     assert machine.python(machine.ensure("alpha"), "import alpha; print(alpha.VERSION)") == "1"
 
 
+@pytest.mark.once
 def test_conflicts_and_failed_builds_are_told_apart(machine: Machine) -> None:
     """Versions that cannot go together and a backend that raises give different messages."""
     machine.wheel("alpha", requires="beta<2")
@@ -216,6 +220,7 @@ def test_a_state_that_cannot_be_written_is_said(machine: Machine) -> None:
 # --- at the same time -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_many_tasks_share_one_build(machine: Machine) -> None:
     """Tasks that ask at once get one environment, and each hears of the build."""
     machine.wheel("alpha")
@@ -270,6 +275,7 @@ def _wait_line(child: subprocess.Popen[str], part: str) -> None:
     raise AssertionError(f"ended without `{part}`")
 
 
+@pytest.mark.once
 def test_many_processes_share_one_build(machine: Machine) -> None:
     """Of processes that ask at once one builds, and all get the same environment."""
     machine.sdist("delta", "    import time; time.sleep(1)")
@@ -283,6 +289,7 @@ def test_many_processes_share_one_build(machine: Machine) -> None:
     assert all(any("Building delta" in line for line in lines) for lines in waiters)
 
 
+@pytest.mark.once
 def test_who_joins_a_build_is_told_its_step(machine: Machine) -> None:
     """A request that comes in the middle of a build gets the state of the build at once, and its end."""
     machine.sdist("delta", "    import time; time.sleep(1)")
@@ -305,6 +312,7 @@ def test_who_joins_a_build_is_told_its_step(machine: Machine) -> None:
     assert steps[-1] == (False, "built")
 
 
+@pytest.mark.once
 def test_who_waits_for_a_build_gets_its_error(machine: Machine) -> None:
     """A build that fails fails for all who waited for it, without a second try."""
     machine.sdist("delta", "    import time; time.sleep(1)\n    raise SystemExit('broken')")
@@ -331,6 +339,7 @@ def test_a_killed_build_is_cleaned_up(machine: Machine) -> None:
     assert [record.requirements[0] for record in machine.store.list()] == ["alpha"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("damage", ["", "{", "[]", "null", '{"key": 1}', "\udcff"])
 @pytest.mark.parametrize("restarted", [False, True])
 def test_a_damaged_record_counts_as_none(machine: Machine, damage: str, restarted: bool) -> None:
@@ -399,6 +408,7 @@ def _wait_gone(pid: int) -> None:
 # --- using, upgrading, removing ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.once
 def test_what_is_held_is_not_removed(machine: Machine) -> None:
     """Pruning and removing leave an environment that a sandbox holds, of any process, and take it afterwards."""
     machine.wheel("alpha")
@@ -419,6 +429,7 @@ def test_what_is_held_is_not_removed(machine: Machine) -> None:
         machine.store.hold(environment)
 
 
+@pytest.mark.once
 def test_an_environment_stays_until_it_is_upgraded(machine: Machine) -> None:
     """Newer versions are taken by `upgrade` only; who runs keeps the old; pruning does not change versions."""
     machine.wheel("alpha", "1")
@@ -442,6 +453,7 @@ def test_an_environment_stays_until_it_is_upgraded(machine: Machine) -> None:
     assert machine.python(machine.ensure("alpha"), "import alpha; print(alpha.VERSION)") == "2"
 
 
+@pytest.mark.once
 def test_a_lock_has_versions_and_hashes(machine: Machine) -> None:
     """`lock` gives what is installed, with the hash of each wheel, and no addresses."""
     wheel = machine.wheel("alpha", requires="beta")
@@ -458,6 +470,7 @@ def test_a_lock_has_versions_and_hashes(machine: Machine) -> None:
     assert machine.python(machine.ensure(*locked), "import beta; print(beta.VERSION)") == "1.5"
 
 
+@pytest.mark.once
 def test_records_say_size_and_use(machine: Machine) -> None:
     """A record has requirements, version, sizes and times."""
     machine.wheel("alpha")
@@ -580,6 +593,7 @@ def test_a_wheel_that_a_function_names_cannot_ask_for_variables(machine: Machine
     assert not any("hunter" in path for path in asked)
 
 
+@pytest.mark.once
 def test_what_is_cached_builds_offline(machine: Machine) -> None:
     """With the network refused and the index gone, an environment is built again from the cache."""
     machine.wheel("alpha")
@@ -652,6 +666,7 @@ def test_the_command_line_builds_lists_and_prunes(atoll_home: Any, machine: Mach
         assert atoll_home.atoll("env", *wrong, check=False).returncode == 2, wrong
 
 
+@pytest.mark.once
 def test_the_command_line_builds_what_a_function_asks_for(atoll_home: Any, machine: Machine) -> None:
     """`atoll env build FILE.py::FUNC` builds the environment of that function."""
     machine.wheel("alpha")

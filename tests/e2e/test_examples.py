@@ -61,6 +61,7 @@ def test_functions_call_each_other(shared_home: Home, tmp_path: Path, imported: 
     assert "smoking shelters" in printed
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("imported", IMPORTS)
 def test_calls_run_at_the_same_time(shared_home: Home, tmp_path: Path, imported: str) -> None:
     """Futures of `submit` work with `as_completed`, and each has its own call's result."""
@@ -69,6 +70,7 @@ def test_calls_run_at_the_same_time(shared_home: Home, tmp_path: Path, imported:
     assert lines[-1] == "total: 4203"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("imported", IMPORTS)
 def test_options_change_on_local(shared_home: Home, tmp_path: Path, imported: str) -> None:
     """`.on(local, …)` changes the options that are given, and `.local` runs in the caller's process."""
@@ -79,6 +81,7 @@ def test_options_change_on_local(shared_home: Home, tmp_path: Path, imported: st
     ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("imported", IMPORTS)
 def test_a_worker_stays_warm(shared_home: Home, tmp_path: Path, imported: str) -> None:
     """With `keep_alive` the second call finds what the first one has loaded; without it each has its own worker."""
@@ -91,6 +94,7 @@ def test_a_worker_stays_warm(shared_home: Home, tmp_path: Path, imported: str) -
     ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("imported", IMPORTS)
 def test_a_cached_function_computes_once(fresh_home: Home, tmp_path: Path, imported: str) -> None:
     """In the sequence 4, 3, 4, 3, 5 the second 4 and 3 compute nothing; nor does any, in the next run of the program."""
@@ -129,6 +133,7 @@ def test_the_volume_is_used_from_outside(shared_home: Home, tmp_path: Path, impo
     ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("imported", IMPORTS)
 def test_a_snapshot_is_a_way_back(fresh_home: Home, tmp_path: Path, imported: str) -> None:
     """What an experiment has changed is listed, seen beside what was, and undone."""
@@ -141,6 +146,7 @@ def test_a_snapshot_is_a_way_back(fresh_home: Home, tmp_path: Path, imported: st
     ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("imported", IMPORTS)
 def test_a_download_is_checked_and_stays(shared_home: Home, tmp_path: Path, imported: str) -> None:
     """A file is downloaded to the volume and read by functions; one with another digest does not replace it."""
@@ -151,6 +157,7 @@ def test_a_download_is_checked_and_stays(shared_home: Home, tmp_path: Path, impo
     ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("imported", IMPORTS)
 def test_a_mirror_follows_its_source(fresh_home: Home, tmp_path: Path, imported: str) -> None:
     """A dry run says what a sync would do, what is ignored stays away, and what is gone locally goes."""

@@ -22,8 +22,6 @@ from atoll.settings import Settings, load
 from ..conftest import Home
 from ..waiting import until
 
-pytestmark = pytest.mark.as_user
-
 
 @pytest.fixture(scope="module")
 def kernel() -> frozenset[str]:
@@ -45,6 +43,7 @@ def settings(home: Home, text: str) -> None:
     (home.path / "settings.toml").write_text(text)
 
 
+@pytest.mark.as_user
 def test_a_function_that_takes_memory_at_once_gets_out_of_memory(atoll_home: Home) -> None:
     """XS has 256 MB from before its first call on; the error has limit, peak and the next type, and the next call works."""
     with pytest.raises(errors.OutOfMemory, match="machine type `XS`") as caught:
@@ -57,6 +56,7 @@ def test_a_function_that_takes_memory_at_once_gets_out_of_memory(atoll_home: Hom
     assert take(50) == 50 << 20
 
 
+@pytest.mark.as_user
 def test_the_default_type_serves_what_an_explicit_small_one_does_not(atoll_home: Home) -> None:
     """A function without a type may use most of the machine; the same function as XS may not."""
     assert take.on(machine_type=None)(700) == 700 << 20
@@ -64,6 +64,7 @@ def test_the_default_type_serves_what_an_explicit_small_one_does_not(atoll_home:
         take(700)
 
 
+@pytest.mark.as_user
 def test_processor_time_is_limited_to_what_the_type_names(atoll_home: Home, kernel: frozenset[str]) -> None:
     """An XS that spins for a second computes for about a quarter of it."""
     if "cpu" not in kernel:
@@ -79,6 +80,7 @@ def test_processor_time_is_limited_to_what_the_type_names(atoll_home: Home, kern
     assert spin() < 0.45
 
 
+@pytest.mark.as_user
 def test_a_fork_bomb_is_stopped_and_the_next_call_works(atoll_home: Home, kernel: frozenset[str]) -> None:
     """Processes that multiply are refused at the limit and are ended with their worker, whatever they do."""
     if "pids" not in kernel:

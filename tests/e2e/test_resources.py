@@ -92,6 +92,7 @@ def test_too_much_memory_names_the_option(atoll_home: Home) -> None:
     assert function.on(memory="1GB")(600) == 600
 
 
+@pytest.mark.once
 def test_numbers_larger_than_the_machine_fail_at_once(atoll_home: Home) -> None:
     """A call that can never fit is refused before anything is built, with the nearest that fits."""
     settings(atoll_home, f'[pool]\nslots = 2\nmemory_bytes = {12 << 30}\ngpus = "none"\n')
@@ -106,6 +107,7 @@ def test_numbers_larger_than_the_machine_fail_at_once(atoll_home: Home) -> None:
         function.on(gpu="A100:2")(1)
 
 
+@pytest.mark.once
 def test_a_number_of_gpus_is_what_a_call_sees(atoll_home: Home) -> None:
     """`gpu=2` shows two devices and names both to CUDA; `gpu=0` takes them from a type that has one."""
     with fake_gpus(atoll_home, 3) as paths:
@@ -141,6 +143,7 @@ def reason_of(channel: Channel, wanted: str) -> dict[str, Any]:
             return header
 
 
+@pytest.mark.once
 def test_a_call_that_waits_names_the_call_that_holds_its_cores(atoll_home: Home) -> None:
     """A second call is told the share, the function and the id of the first; a third one its turn; then it is granted."""
     settings(atoll_home, "[pool]\nslots = 2\n")
@@ -252,6 +255,7 @@ def test_files_in_tmp_go_with_the_sandbox(atoll_home: Home) -> None:
     until(lambda: not left(atoll_home))
 
 
+@pytest.mark.once
 def test_two_sizes_of_tmp_are_two_sandboxes(atoll_home: Home) -> None:
     """`disk` is part of the sandbox's key: a function never sees the files of one with another size."""
     isolated(disk="60MB", keep_alive=60, preload=[])(write)(1)
@@ -259,6 +263,7 @@ def test_two_sizes_of_tmp_are_two_sandboxes(atoll_home: Home) -> None:
     assert "large" not in isolated(disk="70MB", preload=[])(room)()[2]
 
 
+@pytest.mark.once
 def test_more_disk_than_is_free_is_refused_with_the_nearest(atoll_home: Home) -> None:
     """A `/tmp` larger than the free space of the state's disk is refused before anything is built."""
     function = isolated(disk="900TB", requirements=["no-such-package-anywhere"])(write)
@@ -267,6 +272,7 @@ def test_more_disk_than_is_free_is_refused_with_the_nearest(atoll_home: Home) ->
     assert caught.value.hint.startswith('nearest: `disk="')
 
 
+@pytest.mark.once
 def test_capacity_tells_what_is_free_and_what_fits(atoll_home: Home) -> None:
     """The request `capacity` has the machine's totals, its free shares, and how many of each type fit, while a call runs."""
     settings(atoll_home, f'[pool]\nslots = 4\nmemory_bytes = {10 << 30}\ngpus = "none"\n')

@@ -182,6 +182,7 @@ def test_a_restore_drains_idle_sandboxes_and_the_next_call_sees_what_it_brought(
     assert [one.name for one in volume.snapshots()] == ["s", kept]
 
 
+@pytest.mark.once
 def test_a_restore_is_refused_while_calls_run_and_names_them(home: Home, volume: Volume) -> None:
     """Neither the volume nor the call is touched; the error has the call's id, as the records have it later."""
     answers: list[str] = []
@@ -201,6 +202,7 @@ def test_a_restore_is_refused_while_calls_run_and_names_them(home: Home, volume:
     assert {one["function"] for one in records if one["call"] == call["call"]} == {"hold"}
 
 
+@pytest.mark.once
 def test_a_restore_that_waits_lets_running_calls_end_and_holds_new_ones_up(home: Home, volume: Volume) -> None:
     """The running call sees the old state to its end, one that comes meanwhile begins with the new."""
     answers: dict[str, Any] = {}
@@ -223,6 +225,7 @@ def test_a_restore_that_waits_lets_running_calls_end_and_holds_new_ones_up(home:
     assert volume.read_bytes(f"/data/.snapshots/{kept}/f") == b"new"
 
 
+@pytest.mark.once
 def test_a_restore_that_waits_for_a_sync_keeps_no_call_from_beginning(home: Home, volume: Volume) -> None:
     """A sync may take hours, and its client may have stopped: calls are held up for the exchange alone."""
     with contextlib.closing(local.open_storage()) as syncing:
@@ -249,6 +252,7 @@ def waiting_restore(home: Home, what: str = "waiting for call") -> Iterator[subp
         yield process
 
 
+@pytest.mark.once
 def test_a_restore_whose_client_goes_lets_calls_begin_again(home: Home, volume: Volume) -> None:
     """Ctrl-C of a restore that waits leaves the volume as it is and holds nobody up."""
     answers: list[str] = []
@@ -264,6 +268,7 @@ def test_a_restore_whose_client_goes_lets_calls_begin_again(home: Home, volume: 
     assert not [name for name in os.listdir(data(home).parent / "staging") if name.startswith("restore-")]
 
 
+@pytest.mark.once
 def test_a_restore_is_refused_while_a_daemon_of_another_version_has_sandboxes(home: Home, volume: Volume) -> None:
     """Which calls run there nobody else knows: they would go on in what was replaced."""
     other = home.path / "agents/0.0.9-other"
@@ -318,6 +323,7 @@ def test_only_the_daemon_has_a_peer_restore_or_remove_old_trees(home: Home, volu
     assert [one.name for one in volume.snapshots()] == ["s"]
 
 
+@pytest.mark.once
 def test_the_command_line(home: Home, volume: Volume) -> None:
     """`atoll data` makes, lists, compares, restores and removes snapshots."""
     run = home.atoll

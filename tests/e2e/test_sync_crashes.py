@@ -42,7 +42,7 @@ from ..lean import Lean
 from ..waiting import soak, until
 from .test_sync import fill, snapshot
 
-MOMENTS = soak(60, 300)
+MOMENTS = soak(36, 300)
 DAEMONS = soak(6, 20)
 KEPT = ("locks", "index-")
 """What peers keep in staging at rest."""
@@ -308,11 +308,11 @@ def _reset(lab: Lab, old: Path | None) -> None:
 
 
 WHOLE = ("all is new", "many changes", "no exchange")
-"""Cases that die at every step in the short form as well; the others at every second one."""
+"""Cases that die at every step in the short form as well; the others at every third one."""
 EVERY = [
     pytest.param(name, "peer", 0, 1, id=name)
     if name in WHOLE
-    else pytest.param(name, "peer", place % 2, soak(2, 1), id=name)
+    else pytest.param(name, "peer", place % 3, soak(3, 1), id=name)
     for place, name in enumerate(CASES)
 ]
 EVERY.append(pytest.param("many changes", "client", 0, 1, id="the client, many changes"))

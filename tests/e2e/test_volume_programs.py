@@ -154,6 +154,7 @@ def test_programs_write_and_read(shared_home: Home, tmp_path: Path, program: str
         assert volume.isdir("programs")
 
 
+@pytest.mark.once
 def test_functions_put_files_in_transactions(shared_home: Home) -> None:
     """Inside a function what is put comes from anywhere in its file system, goes there too, and waits for the end of a
     transaction."""
@@ -213,6 +214,7 @@ def test_functions_see_the_same_files(shared_home: Home) -> None:
     assert fsspec.filesystem("atoll").cat_file("/data/inside/f") == b"from a function"
 
 
+@pytest.mark.once
 def test_files_survive_the_daemon(atoll_home: Home) -> None:
     """A volume goes on after its daemon was stopped: the next request starts one."""
     with Volume() as volume:
@@ -221,6 +223,7 @@ def test_files_survive_the_daemon(atoll_home: Home) -> None:
         assert volume.read_text("f") == "x"
 
 
+@pytest.mark.once
 def test_forked_and_spawned_processes(shared_home: Home, tmp_path: Path) -> None:
     """Processes of a pool, forked or spawned, each have connections of their own."""
     program = tmp_path / "program.py"

@@ -26,8 +26,6 @@ from ..conftest import Home
 from ..waiting import PATIENCE_SECONDS
 from .test_sync import snapshot
 
-pytestmark = pytest.mark.as_user
-
 PROGRAM = "import sys; from atoll.cli.main import main; sys.exit(main())"
 SECONDS = PATIENCE_SECONDS
 
@@ -199,6 +197,7 @@ def test_a_directory_that_vanishes_is_waited_for(shared_home: Home, source: Path
         keeper.wait_equal()
 
 
+@pytest.mark.as_user
 def test_a_failed_sync_is_told_and_made_good(shared_home: Home, source: Path) -> None:
     """What cannot be mirrored is an event with the reason; the next change is synced when it can be."""
     with keeping(shared_home, source, "watched-fifo", "--json") as keeper:
@@ -307,6 +306,7 @@ def test_what_cannot_be_watched_at_all_is_an_error(source: Path, monkeypatch: py
         list(Watcher(str(source), (), "", lambda *_: None).changes())
 
 
+@pytest.mark.as_user
 def test_a_directory_that_may_not_be_read_is_no_obstacle_where_it_is_left_out(source: Path) -> None:
     """A directory without permissions stops no watching of the others."""
     if os.geteuid() == 0:

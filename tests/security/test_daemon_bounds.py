@@ -48,8 +48,6 @@ from tests.conftest import Home
 
 from ..waiting import PATIENCE_SECONDS
 
-pytestmark = pytest.mark.as_user
-
 MEBIBYTE = 1 << 20
 SPEC = LeaseSpec(EnvironmentSpec(), "f")
 
@@ -82,6 +80,7 @@ def fill_the_daemon(version: str, texts: int, connections: int) -> list[str]:
     return answers
 
 
+@pytest.mark.as_user
 def test_functions_cannot_fill_the_daemons_memory(atoll_home: Home) -> None:
     """Neither with messages of 4 MiB, which are refused, nor with many of the size that is taken."""
     fill_the_daemon(__version__, 1, 0)
@@ -486,6 +485,7 @@ def test_a_flood_is_held_up_in_the_kernel(run: Run, bounds: Bounds) -> None:
     run(scenario())
 
 
+@pytest.mark.as_user
 def test_calls_of_other_sandboxes_finish_while_an_agent_floods(run: Run) -> None:
     """Leases are granted and `status` is answered; few messages of the flood are handled meanwhile."""
 
@@ -644,6 +644,7 @@ def test_builds_of_one_worker_take_turns(run: Run) -> None:
     run(scenario())
 
 
+@pytest.mark.as_user
 def test_leases_that_one_function_hoards_keep_no_program_waiting() -> None:
     """A program's request, and another function's, come before further ones of a worker that holds leases."""
     schedule = Schedule(Places(2, 64, 8))

@@ -402,6 +402,7 @@ EDITS: list[tuple[str, Callable[[], bytes], int]] = [  # made by each test: each
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("what", "edit", "most"), EDITS, ids=[edit[0] for edit in EDITS])
 @pytest.mark.parametrize("known", ["index", "no index"])
 def test_of_a_large_file_only_what_changed_travels(
@@ -438,6 +439,7 @@ def test_a_large_file_that_a_function_changed_is_repaired(tmp_path: Path) -> Non
     assert (side.target / "f").read_bytes() == LARGE
 
 
+@pytest.mark.once
 def test_peers_can_cut_contents_into_chunks(tmp_path: Path) -> None:
     """The chunker works with what peers have: the standard library, and what is copied for them."""
     if delta.cutter() is None:
@@ -451,6 +453,7 @@ def test_peers_can_cut_contents_into_chunks(tmp_path: Path) -> None:
     assert done.stdout == "True\n", done.stderr
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("size", [1, 5 << 20, (8 << 20) - 1000])
 def test_chunks_of_a_file_that_ends_early_end_with_it(tmp_path: Path, size: int) -> None:
     """A file that is cut while it is looked at, or a part that reaches beyond it, keeps nobody busy."""
@@ -481,6 +484,7 @@ def test_a_file_that_was_made_huge_is_replaced(tmp_path: Path) -> None:
     assert tree_of(side.target) == tree_of(side.source)
 
 
+@pytest.mark.once
 def test_without_fastcdc_changes_are_found_from_both_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the chunker is not installed, an insertion still costs about what was inserted."""
     monkeypatch.setattr(delta, "cutter", lambda: None)
@@ -508,6 +512,7 @@ def test_contents_are_compressed_where_it_pays(side: Side, compress: str) -> Non
 
 @given(pieces=st.lists(st.integers(min_value=0, max_value=BLOCK_BYTES + 7), max_size=6), seed=st.integers(0, 9))
 @settings(max_examples=30, deadline=None)
+@pytest.mark.once
 def test_a_digest_does_not_depend_on_the_pieces(pieces: list[int], seed: int) -> None:
     """However a content comes, its digest and its blocks are the same."""
     content = random.Random(seed).randbytes(sum(pieces))
@@ -521,6 +526,7 @@ def test_a_digest_does_not_depend_on_the_pieces(pieces: list[int], seed: int) ->
     assert whole.blocks == hasher.blocks
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("damage", [b"", b"ATOLLIX3", b"x" * 100])
 def test_a_damaged_index_is_empty(tmp_path: Path, damage: bytes) -> None:
     """What is no index counts as none."""
