@@ -15,7 +15,7 @@ from .process import Server, running
 
 schemathesis: Any = pytest.importorskip("schemathesis")
 
-EXAMPLES = 12, 300
+EXAMPLES = 5, 300
 """Requests to each operation: as is, and with `SOAK`."""
 
 
