@@ -7,7 +7,6 @@ import gc
 import itertools
 import json
 import os
-import select
 import shutil
 import signal
 import subprocess
@@ -97,27 +96,28 @@ class Home:
         What is mounted for this process, too, all see: none of them is known by that.
         """
         found = []
+        wanted = os.fsencode(self.path)
         ours = os.stat("/proc/self/ns/mnt").st_ino
+        seen = dict[tuple[int, int, int], bool]()  # by mount namespace and root: sandboxes have several processes
         for name in filter(str.isdigit, os.listdir("/proc")):
             with contextlib.suppress(OSError):
-                place = Path("/proc", name)
-                known = [(place / "cmdline").read_bytes()]
-                if (place / "ns/mnt").stat().st_ino != ours:
-                    known.append((place / "mountinfo").read_bytes())
-                if any(str(self.path).encode() in text for text in known):
+                known = wanted in _read(f"/proc/{name}/cmdline")
+                if not known and (space := os.stat(f"/proc/{name}/ns/mnt").st_ino) != ours:
+                    root = os.stat(f"/proc/{name}/root")
+                    place = space, root.st_dev, root.st_ino
+                    if place not in seen:
+                        seen[place] = wanted in _read(f"/proc/{name}/mountinfo")
+                    known = seen[place]
+                if known:
                     found.append(int(name))
         return [pid for pid in found if pid != os.getpid()]
 
     def wait_processes(self, seconds: float = GONE_SECONDS) -> list[int]:
         """Wait until no process of this directory is left; return those that are still there."""
         deadline = time.monotonic() + seconds
-        while (left := self.processes()) and (remaining := deadline - time.monotonic()) > 0:
-            with contextlib.suppress(OSError):
-                pidfd = os.pidfd_open(left[0])
-                try:
-                    select.select([pidfd], [], [], remaining)
-                finally:
-                    os.close(pidfd)
+        while (left := self.processes()) and time.monotonic() < deadline:
+            for pid in left:
+                ended(pid, max(0.0, deadline - time.monotonic()))
         return left
 
     def stop(self) -> None:
@@ -129,6 +129,11 @@ class Home:
             os.kill(pid, signal.SIGTERM)
         if not ended(pid, STOP_SECONDS):
             self.atoll("stop", check=False)
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        return file.read()
 
 
 _UNPACKED = ROOT / ".venv" / "tools" / "root" / "usr" / "bin"
@@ -168,15 +173,17 @@ def own_home(*, library_there: bool = True) -> Iterator[Home]:
     home = Home(path)
     if library_there:
         library.put(path)
+    clean = False
     try:
         yield home
         home.stop()
         left = {pid: _describe(pid) for pid in home.wait_processes()}
         assert not left, f"processes outlived the daemon: {left}"
         log = path / "logs" / "daemon.log"
+        clean = True
         assert not log.exists() or "Traceback" not in log.read_text(), log.read_text()[-5000:]
     finally:
-        for pid in home.processes():
+        for pid in () if clean else home.processes():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, 9)
         shutil.rmtree(path, onerror=_make_removable)

@@ -13,18 +13,26 @@ T = TypeVar("T")
 PATIENCE_SECONDS = 120.0
 """The limit of a wait: only a test that fails waits so long."""
 POLL_SECONDS = 0.01
+LONGEST_POLL_SECONDS = 1.0
+REST = 2
+"""How long a condition rests, by the time that it took."""
 
 
 def until(condition: Callable[[], T], seconds: float = PATIENCE_SECONDS) -> T:
     """Poll a condition that sends no event; return its first true value.
 
+    One that takes long is asked the more seldom: it would take the processor from what it waits for.
+
     Raises:
         AssertionError: it stayed false for `seconds`.
     """
-    deadline = time.monotonic() + seconds
+    began = time.monotonic()
+    deadline = began + seconds
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"still not so after {seconds:.0f} s"
-        select.select([], [], [], POLL_SECONDS)
+        now = time.monotonic()
+        assert now < deadline, f"still not so after {seconds:.0f} s"
+        select.select([], [], [], max(POLL_SECONDS, min(REST * (now - began), LONGEST_POLL_SECONDS)))
+        began = time.monotonic()
     return value
 
 
