@@ -20,6 +20,7 @@ import signal
 import socket
 import struct
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,21 +49,23 @@ def began(options: Settings) -> float:
     return found if isinstance(found, float) else 0.0
 
 
-def end_overdue(options: Settings, over: float | None = None) -> bool:
+def end_overdue(options: Settings, over: float | None = None, state: Mapping[str, Any] | None = None) -> bool:
     """Kill the client of a state directory's mount if it began before a lease that is over; return whether it did.
 
     Returns when it is gone: nothing that it held is written any more.
 
     Args:
         over: the end of the lease; the moment in the state directory by default.
+        state: of the mount, as `mount_state`, which gives it by default.
     """
     over = fence.told(options.run_directory / fence.FILE) if over is None else over
     if over is None or fence.now() < over:
         return False
-    state, point = mount_state(options), options.storage.root(options.home)
-    program = state.get("program")
-    if type(program) is not int or program <= 1 or began(options) >= over:
+    state = mount_state(options) if state is None else state
+    program, first = state.get("program"), state.get("began")
+    if type(program) is not int or program <= 1 or (isinstance(first, float) and first >= over):
         return False
+    point = options.storage.root(options.home)
     return end(program, point)
 
 

@@ -125,7 +125,9 @@ class Keeper:
         asking = asyncio.ensure_future(self._threads.run("", self._ask))
         while child.running and not self._is_unwanted():
             await asyncio.sleep(LOOK_SECONDS)
-            if client.end_overdue(self._options):
+            if client.end_overdue(
+                self._options, state=self._state
+            ):  # the file may be of before: a disk is full at times
                 log.warning("mount_ended_with_lease point=%s", self._point)
                 await child.wait()
                 break
@@ -178,8 +180,13 @@ class Keeper:
         self._state = {**self._state, "error": None, **facts, "state": state, "since": time.time()}
         path = self._options.run_directory / STATE
         temporary = path.with_name(f".{STATE}-{os.getpid()}")
-        temporary.write_text(json.dumps(self._state))
-        os.replace(temporary, path)
+        try:
+            temporary.write_text(json.dumps(self._state))
+            os.replace(temporary, path)
+        except OSError as error:  # a mount that works is worth more than its description
+            log.error("state_not_written state=%s error=%s", state, error.strerror)
+            with contextlib.suppress(OSError):
+                temporary.unlink()
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError), open(self._options.logs_directory / LOG, "rb") as file:

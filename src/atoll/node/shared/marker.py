@@ -118,6 +118,20 @@ def _try_giving(root: Path, staged: Path, descriptor: int) -> None:
         )
 
 
+def _remember(known: Path, identity: str) -> None:
+    """Write the identity whole: an empty file would be that of another file system."""
+    temporary = known.with_name(f".{known.name}-{os.getpid()}")
+    try:
+        temporary.write_text(identity)
+        os.replace(temporary, known)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise errors.VolumesUnavailable(
+            f"cannot write `{known}`: {error.strerror}", hint="make room on the disk, or mount it to be written"
+        ) from error
+
+
 def check(options: Settings) -> Marker:
     """Return the marker, after a check that it is of this machine's file system and user.
 
@@ -135,7 +149,7 @@ def check(options: Settings) -> Marker:
     try:
         before = known.read_text().strip()
     except FileNotFoundError:
-        known.write_text(found.id)
+        _remember(known, found.id)
         return found
     if before != found.id:
         raise errors.VolumesUnavailable(

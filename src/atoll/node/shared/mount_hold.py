@@ -60,7 +60,10 @@ class MountHold:
                 failed = errors.from_data(state.get("error") or {})
                 raise failed if isinstance(failed, errors.VolumesUnavailable) else unavailable(self._root, str(failed))
             if time.monotonic() > until:
-                raise unavailable(self._root, f"it was not mounted within {MOUNT_SECONDS:.0f} s")
+                said = f"it was not mounted within {MOUNT_SECONDS:.0f} s"
+                if os.statvfs(run).f_bavail == 0:
+                    said = f"the disk of `{run}` is full, and the keeper of the mount cannot say how it is"
+                raise unavailable(self._root, said)
             time.sleep(_POLL_SECONDS)
 
     def keep(self) -> None:

@@ -142,11 +142,19 @@ class Database:
             return connection.execute(select(marks.c.value).where(marks.c.name == name)).scalar() or 0
 
     def _sqlite(self) -> Engine:
-        with ownership.directory(self._file.parent, make=True) as directory:
-            os.chmod(f"/proc/self/fd/{directory.descriptor}", 0o700)
-            with contextlib.suppress(FileExistsError):
-                os.close(directory.open(FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL))
-            os.close(directory.open(FILE, os.O_RDWR))  # of this user, and no symlink
+        try:
+            with ownership.directory(self._file.parent, make=True) as directory:
+                os.chmod(f"/proc/self/fd/{directory.descriptor}", 0o700)
+                with contextlib.suppress(FileExistsError):
+                    os.close(directory.open(FILE, os.O_RDWR | os.O_CREAT | os.O_EXCL))
+                os.close(directory.open(FILE, os.O_RDWR))  # of this user, and no symlink
+        except OSError as error:
+            if isinstance(error, errors.AtollError):
+                raise
+            raise errors.StateUnusable(
+                f"the server's database `{self._file}` cannot be written: {error.strerror}",
+                hint="make room on the disk, or mount it to be written",
+            ) from error
         return _engine_of(f"sqlite:///{self._file}")
 
 

@@ -243,8 +243,13 @@ def _write(home: Path, name: str, data: bytes) -> None:
                 os.fsync(file.fileno())
             os.replace(place.with_name(temporary), place)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            place.with_name(temporary).unlink()
+        if isinstance(error, errors.AtollError):
+            raise
         raise errors.StateUnusable(
-            f"cannot write `{printable(str(place))}`: {error.strerror}", hint="look at the directory"
+            f"cannot write `{printable(str(place))}`: {error.strerror}",
+            hint="make room on the disk, or mount it to be written",
         ) from error
 
 
@@ -289,7 +294,8 @@ def only_one(home: Path) -> Iterator[None]:
                 hint="end that one first (`atoll node stop`), or give another `--home`",
             ) from None
         file.truncate()
-        file.write(str(os.getpid()).encode())
+        with contextlib.suppress(OSError):  # a full disk: the lock is what counts
+            file.write(str(os.getpid()).encode())
         try:
             yield
         finally:

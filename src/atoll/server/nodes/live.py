@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from atoll.server.nodes.vacating import VACATED
 from atoll.server.process.background import in_background
 from atoll.server.state import ServerState
 from atoll.terminal_text import printable
+
+_log = logging.getLogger("atoll.server")
 
 ASK_SECONDS = 5.0
 SHARE_SECONDS = 2.0
@@ -137,16 +140,26 @@ async def sharing(state: ServerState) -> AsyncIterator[None]:
             _note(state, known)
             if len(known) > 1:
                 rows = await rows_of(state, known)
-                temporary = file.with_name(f".{SHARED_FILE}")
-                temporary.write_bytes(msgspec.json.encode(rows))
-                temporary.replace(file)
+                _share(file, msgspec.json.encode(rows))
             await asyncio.sleep(SHARE_SECONDS)
 
     try:
         async with in_background(share):
             yield
     finally:
-        file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the disk cannot be written any more; old rows are not shown
+            file.unlink(missing_ok=True)
+
+
+def _share(file: Path, data: bytes) -> None:
+    temporary = file.with_name(f".{file.name}")
+    try:
+        temporary.write_bytes(data)
+        temporary.replace(file)
+    except OSError as error:  # the command line asks the database instead
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        _log.warning("nodes.not_shared", extra={"fields": {"error": error.strerror}})
 
 
 def shared(home: Path) -> list[NodeRow]:

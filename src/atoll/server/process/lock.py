@@ -38,11 +38,22 @@ def only_one(options: Settings) -> Iterator[None]:
 
 
 def describe(options: Settings, url: str) -> None:
-    """Write `run/server.json`: address and process."""
+    """Write `run/server.json`: address and process.
+
+    Raises:
+        StateUnusable: it cannot be written.
+    """
     path = options.run_directory / NAME
     temporary = path.with_name(f"{NAME}.{os.getpid()}")
-    temporary.write_text(json.dumps({"pid": os.getpid(), "version": __version__, "url": url}))
-    temporary.replace(path)
+    try:
+        temporary.write_text(json.dumps({"pid": os.getpid(), "version": __version__, "url": url}))
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise errors.StateUnusable(
+            f"cannot write `{path}`: {error.strerror}", hint="make room on the disk, or mount it to be written"
+        ) from error
 
 
 def url_for_machines(run_directory: Path) -> str:
@@ -58,4 +69,5 @@ def url_for_machines(run_directory: Path) -> str:
 
 def forget(options: Settings) -> None:
     """Remove it again."""
-    (options.run_directory / NAME).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # a disk that cannot be written any more
+        (options.run_directory / NAME).unlink(missing_ok=True)
