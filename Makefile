@@ -103,7 +103,7 @@ test-machines: $(VENV)/.installed ## root only: conformance suite and examples o
 	@.ci/tools $(VENV)
 	@$(BIN)/pip download --quiet --dest $(abspath $(VENV))/machines-packages $(MACHINES_PACKAGES)
 	@ATOLL_CONFORMANCE=cluster ATOLL_CLUSTER_DATA=$(MACHINES_DATA) \
-	ATOLL_CLUSTER_PACKAGES=$(abspath $(VENV))/machines-packages $(MAKE) test-here TESTS='$(MACHINES_TESTS)' WORKERS=2
+	ATOLL_CLUSTER_PACKAGES=$(abspath $(VENV))/machines-packages $(MAKE) test-here TESTS='$(MACHINES_TESTS)' WORKERS=1
 
 .PHONY: docs
 docs: $(VENV)/.installed ## the docs as a site in build/site: searchable, read without a network, from file:// too

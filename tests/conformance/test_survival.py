@@ -8,6 +8,7 @@ import random
 import signal
 import threading
 import time
+import uuid
 from collections import Counter
 from concurrent.futures import CancelledError
 from pathlib import Path
@@ -27,20 +28,22 @@ COLD = soak(12, 100)
 
 
 def record(place: Place, name: str) -> list[str]:
-    """Return the lines of a file in `/data`, which is removed."""
+    """Return the words that calls have recorded in a directory of `/data`, which is removed."""
 
     def take(name: str) -> list[str]:
-        path = Path("/data") / name
-        lines = path.read_text().splitlines() if path.exists() else []
-        path.unlink(missing_ok=True)
-        return lines
+        files = list((Path("/data") / name).glob("*"))
+        for file in files:
+            file.unlink()
+        return [file.stem for file in files]
 
     return place.isolated(take)(name)
 
 
-def append(name: str, line: str) -> None:
-    with open(f"/data/{name}", "a") as file:
-        file.write(f"{line}\n")
+def append(name: str, word: str) -> None:
+    """Record a word as a file of its own: of what two machines append to one, a shared disk may keep a part."""
+    os.makedirs(f"/data/{name}", exist_ok=True)
+    with open(f"/data/{name}/{word}.{uuid.uuid4().hex}", "x"):
+        pass
 
 
 def doomed(token: str, kill_after: float, work: float) -> str:
