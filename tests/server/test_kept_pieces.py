@@ -86,6 +86,9 @@ def test_calls_share_an_argument_that_travels_once(server: Server, wire: Forward
     for number in range(20):
         assert work(data, number) == (expected, number)
     assert 4 * SIZE < wire.up < 5 * SIZE
+    _, text = server.ask("GET", "/metrics")
+    (line,) = (line for line in text.decode().splitlines() if line.startswith("atoll_arguments_kept_bytes "))
+    assert float(line.split()[1]) >= 4 * SIZE
 
 
 def test_calls_at_a_time_share_an_argument(server: Server, wire: Forwarder) -> None:

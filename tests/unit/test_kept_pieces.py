@@ -194,7 +194,7 @@ def test_unused_pieces_and_those_of_ended_keys_go() -> None:
 
     async def work() -> None:
         clock = Clock()
-        kept = Kept(1 << 20, clock)
+        kept, others = Kept(1 << 20, clock), os.urandom(1000)
         put(kept, os.urandom(1000))
         clock.now += UNUSED_SECONDS / 2
         kept.expire()
@@ -202,12 +202,29 @@ def test_unused_pieces_and_those_of_ended_keys_go() -> None:
         clock.now += UNUSED_SECONDS
         kept.expire()
         assert kept.bytes == 0
+        piece = put(kept, os.urandom(1000))
+        assert piece is not None
+        piece.lines += 1  # its line is open
+        clock.now += 2 * UNUSED_SECONDS
+        kept.expire()
+        assert kept.bytes == 1000
+        kept.leave([piece])
+        kept.expire()
+        assert kept.bytes == 1000
+        clock.now += 2 * UNUSED_SECONDS
+        kept.expire()
+        assert kept.bytes == 0
         put(kept, os.urandom(1000))
-        put(kept, os.urandom(1000), BOB)
+        put(kept, others, BOB)
         kept.end_of("ann", "1")
         assert kept.bytes == 1000
+        pinned, _ = await kept.ask(BOB, 1000, repeats.hint_of(others), repeats.digest_of((others,)))
+        assert pinned is not None
         kept.close()
         assert kept.bytes == 0
+        assert b"".join(pinned.parts) == others  # a line passes it on
+        kept.release(pinned)
+        assert not pinned.parts
         assert put(kept, os.urandom(1000)) is None
 
     run(work)

@@ -104,6 +104,7 @@ class Metrics:
             yield moved
             kept = sum(one.line.unacknowledged for one in current)
             yield _gauge("atoll_line_kept_bytes", "Bytes that clients have not acknowledged.", kept)
+            yield _gauge("atoll_arguments_kept_bytes", "Large arguments for later calls.", sessions.kept.bytes)
         connections = self._state.parts.get("connections")
         if isinstance(connections, Connections):
             yield _gauge("atoll_connections", "Open connections.", len(connections))

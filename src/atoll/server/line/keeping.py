@@ -48,6 +48,7 @@ class Keeping:
         """A piece with its next part, and the bytes of the client behind it."""
         self._promised: dict[str, Piece] = {}
         self._expected: dict[str, Piece] = {}
+        self._used: set[Piece] = set()
         self._task: asyncio.Task[None] | None = None
         self.behind_bytes = 0
         """Bytes of the client that wait for a piece to be passed on."""
@@ -89,6 +90,7 @@ class Keeping:
             piece = self._promised.pop(str(header.get("digest")), None)
             if piece is None:
                 raise LineError("the client names a piece that it was not promised")
+            self._use(piece)
             self._queue.append([piece, 0])
             self.go_on()
 
@@ -131,7 +133,13 @@ class Keeping:
         piece.add(data)
         if not self._lacks:
             self._kept.finish(piece)
+            self._use(piece)
             self._comes = None
+
+    def _use(self, piece: Piece) -> None:
+        if piece not in self._used:
+            self._used = {one for one in self._used if not one.dropped} | {piece}
+            piece.lines += 1
 
     # --- what is passed on -------------------------------------------------------------------------------------------
 
@@ -176,6 +184,8 @@ class Keeping:
             self._task.cancel()
             self._task = None
         self._forget()
+        self._kept.leave(self._used)
+        self._used.clear()
         if self._comes is not None:
             self._kept.drop(self._comes)
             self._comes = None

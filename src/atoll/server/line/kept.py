@@ -1,8 +1,8 @@
 """Pieces of messages that a process keeps for the later calls of the same user and key (`wire.repeats`).
 
 Theory of operation. A piece is the parts that came, in memory, and its digest is computed from them on a thread when
-somebody first asks for one like it. It is dropped when it is unused for a while, when its key ends, and the longest unused
-first where a bound is reached. One that a line is passing on, or was promised, is pinned and stays. A piece that finds no
+somebody first asks for one like it. It is dropped a while after the last line that has sent or used it, when its key ends,
+and the longest unused first where a bound is reached. One that a line is passing on, or was promised, is pinned and stays. A piece that finds no
 room is passed on and not kept: a store can only save bytes, never a call.
 
 A piece exists from the moment when its line begins to send it, or is told to: who asks for it meanwhile waits for it. One
@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from atoll.wire import repeats
@@ -27,7 +27,7 @@ USER_PART = 2
 MOST_PIECES = 512
 """Pieces of one key."""
 UNUSED_SECONDS = 60.0
-"""Seconds without use after which a piece is dropped."""
+"""Seconds after the end of the last line that has used a piece until it is dropped."""
 STALLED_SECONDS = 5.0
 """Seconds without a byte after which a piece that is under way is not waited for."""
 
@@ -40,7 +40,7 @@ class Whose(NamedTuple):
 
 
 class Piece:
-    """One piece; `Kept` makes them, and is alone to change `pins`."""
+    """One piece; `Kept` makes them, and is alone to change its counts."""
 
     def __init__(self, whose: Whose, size: int, hint: str, now: float) -> None:
         self.whose, self.size, self.hint = whose, size, hint
@@ -48,6 +48,8 @@ class Piece:
         self.filled = 0
         self.digest = ""
         self.pins = 0
+        self.lines = 0
+        """Open lines that have sent or used it."""
         self.used = now
         self.over = asyncio.Event()
         """It has come whole, or never will."""
@@ -126,6 +128,7 @@ class Kept:
         piece.dropped = True
         piece.over.set()
         self.bytes -= piece.size
+        _forget(piece)
         own = self._of[piece.whose]
         own.remove(piece)
         if not own:
@@ -165,12 +168,19 @@ class Kept:
         """Take a pin away."""
         piece.pins -= 1
         piece.used = self._clock()
+        _forget(piece)
+
+    def leave(self, pieces: Iterable[Piece]) -> None:
+        """Note the end of a line that has sent or used these."""
+        for piece in pieces:
+            piece.lines -= 1
+            piece.used = self._clock()
 
     def expire(self) -> None:
-        """Drop pieces that nobody has used for a while."""
+        """Drop pieces that no line has used for a while."""
         before = self._clock() - UNUSED_SECONDS
         for piece in [one for own in self._of.values() for one in own]:
-            if piece.used < before and not piece.pins and (piece.whole or not piece.filled):
+            if piece.used < before and not piece.lines and piece.free:
                 self.drop(piece)
 
     def end_of(self, user: str, key: str = "") -> None:
@@ -184,6 +194,12 @@ class Kept:
         self._closed = True
         for piece in [one for own in self._of.values() for one in own]:
             self.drop(piece)
+
+
+def _forget(piece: Piece) -> None:
+    """Free the bytes of a piece that is dropped and passed on nowhere: lines that have used it know it still."""
+    if piece.dropped and not piece.pins:
+        piece.parts = []
 
 
 async def _come(piece: Piece) -> bool:
