@@ -22,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # the machines are those of 
 
 from peers import stop_daemon
 from ray_tasks import RayTasks, ray_tasks, ray_there
-from table import Comparison, Row, Samples, command_line, finish, say
+from table import Comparison, Figure, Row, Samples, command_line, finish, say
 from tests.cluster.cluster import Cluster, cluster
 from tests.cluster.machines import CPU_GROUPS, skip_reason
 
 from atoll import Host, LocalHost, isolated
 
 BLOCK = 50
-PARTS = ["calls", "new", "map", "growth"]
+PARTS = ["calls", "new", "map", "shared", "growth"]
 NODES = ("one", "two", "three")
 SLOTS = 2
 """Calls at a time on each node, and Ray's tasks."""
@@ -128,6 +128,45 @@ def measure_map(nodes: Host, tasks: RayTasks | None, rounds: int, count: int) ->
     return [Comparison(ours, peer if tasks is not None else None, amount=count, unit="calls/s")]
 
 
+def length(data: bytes) -> int:
+    """Return the length of an argument that has to come first."""
+    return len(data)
+
+
+def sent_bytes() -> int:
+    """Return the bytes that this thread's machine has sent."""
+    rows = (line.partition(":") for line in Path("/proc/thread-self/net/dev").read_text().splitlines()[2:])
+    return sum(int(fields.split()[8]) for name, _, fields in rows if name.strip() != "lo")
+
+
+def measure_shared(made: Cluster, nodes: Host, rounds: int, size: int) -> list[Row]:
+    """Calls on one node with the same large argument, beside as many with another one each, as all were sent before."""
+    same, others = Samples(f"20 calls, the same {size / 1e6:.0f} MB"), Samples("20 calls, another one each")
+    counted: dict[str, list[float]] = {"same": [], "others": []}
+    made.use_only(NODES[0])
+    taking = isolated(host=nodes, keep_alive=600, local_modules=[])(length)
+    for number in range(rounds + 1):
+        say(f"large arguments: round {number} of {rounds}")
+        for name, samples, values in (
+            ("same", same, [os.urandom(size)] * 20),
+            ("others", others, [os.urandom(size) for _ in range(20)]),
+        ):
+            before = sent_bytes()
+            with samples.time():
+                for value in values:
+                    assert taking(value) == size
+            counted[name].append((sent_bytes() - before) / size)
+        if number == 0:
+            same.clear()
+            others.clear()
+    made.use_only(*NODES)
+    return [
+        Comparison(same, others, aim=0.7),
+        Figure("the same: sent, in arguments", max(counted["same"]), "", aim=1.2),
+        Figure("another one each: sent, in arguments", max(counted["others"]), ""),
+    ]
+
+
 def measure_growth(rounds: int, count: int) -> list[Row]:
     """Calls that compute, on one node and on two, each with a part of a processor."""
     if not (CPU_GROUPS / "cpu.shares").exists():
@@ -166,7 +205,7 @@ def main() -> int:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="b", dir="/tmp")))
         os.environ["ATOLL_HOME"] = str(place / "local")
         stack.callback(stop_daemon)
-        if only & {"calls", "new", "map"}:
+        if only & {"calls", "new", "map", "shared"}:
             made = stack.enter_context(cluster(NODES, settings=["[pool]", f"slots = {SLOTS}"]))
             single = stack.enter_context(cluster((), local=True, switch=made.switch))
             tasks = None
@@ -181,6 +220,7 @@ def main() -> int:
                 "calls": lambda: measure_calls(nodes, alone, rounds),
                 "new": lambda: measure_new(nodes, alone, LocalHost(place / "local"), rounds),
                 "map": lambda: measure_map(nodes, tasks, rounds, 50 if tiny else 1000),
+                "shared": lambda: measure_shared(made, nodes, max(1, rounds // 3), 2_000_000 if tiny else 20_000_000),
             }
             for name, measure in parts.items():
                 if name in only:

@@ -58,8 +58,10 @@ def measure_large(remote: Host, local: LocalHost, bare: str, server: int, rounds
     body = bytes(data)
     echo, most, before = Echo(bare), 0.0, 0.0
     for counts in turns(rounds, "large values"):
+        data[:64] = os.urandom(64)  # another value each time: one that repeats is not sent again
         once(ours, lambda: there(array), counts=counts)
         once(peer, lambda: here(array), counts=counts)
+        data[:64] = os.urandom(64)
         once(both, lambda: back(array), counts=counts)
         most = max(most, memory_of(server))
         once(bare_both, lambda: echo.call(body), counts=counts)

@@ -24,7 +24,7 @@ from .members import Member, cluster
 from .process import Server
 
 SIZE = 5_000_000
-OPTIONS: dict[str, Any] = {"keep_alive": 60, "network": "none"}
+OPTIONS: dict[str, Any] = {"keep_alive": 60, "network": "none", "local_modules": []}
 
 
 @pytest.fixture(scope="module")

@@ -90,6 +90,14 @@ def test_the_largest_pieces_have_names_and_equal_ones_one() -> None:
     assert len(repeats.find(twice, MOST, Sent())) == 1
 
 
+def test_many_small_pieces_are_one() -> None:
+    """The files of a project have a name together; the header ahead stays by itself."""
+    files = [os.urandom(PIECE_BYTES // 2) for _ in range(40)]
+    large = bytes(PIECE_BYTES)
+    assert repeats.joined([b"head", *files, large, b"x", b"y"]) == [b"head", b"".join(files), large, b"xy"]
+    assert repeats.joined([b"head", *files[:3], large]) == [b"head", *files[:3], large]
+
+
 def test_hints_are_forgotten() -> None:
     """A program remembers a bounded number of hints."""
     sent = Sent()

@@ -19,6 +19,7 @@ A changed array has another digest, whatever its hint. Nothing is said about mes
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -63,6 +64,18 @@ class Sent:
             with contextlib.suppress(RuntimeError, StopIteration, KeyError):  # another thread does it
                 del self._hints[next(iter(self._hints))]
         return known
+
+
+def joined(pieces: list[Any]) -> list[Any]:
+    """Return the pieces of a message with its small ones, such as the files of a project, in one if they are many bytes."""
+    small = [piece for piece in pieces[1:] if len(piece) < PIECE_BYTES]
+    if len(small) < 2 or sum(map(len, small)) < LEAST_BYTES:
+        return pieces
+    made: list[Any] = pieces[:1]  # the header differs from call to call
+    for is_small, group in itertools.groupby(pieces[1:], lambda piece: len(piece) < PIECE_BYTES):
+        run = list(group)
+        made += [b"".join(run)] if is_small else run
+    return made
 
 
 def find(pieces: Sequence[Any], most_bytes: int, sent: Sent) -> list[Named]:

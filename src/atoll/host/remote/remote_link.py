@@ -132,6 +132,7 @@ class RemoteLink:
 
     def _name(self, pieces: list[Any]) -> list[Any]:
         """Return the pieces of a message without the bytes that the node has."""
+        pieces = repeats.joined(pieces)
         named = repeats.find(pieces, self._keeps, _sent)
         if not named:
             return pieces
@@ -141,7 +142,7 @@ class RemoteLink:
         return repeats.marked(pieces, named, kept)
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any]:
-        """Return the node's answer about pieces; an empty one where the worker has gone."""
+        """Return the node's answer about pieces; raises `ChannelClosed` where the worker has gone."""
         line = self._line
         line.send([question])
         while not line.data_over:
@@ -150,7 +151,7 @@ class RemoteLink:
                     line.control.remove(found)
                     return found
             line.pump(None)
-        return {}
+        raise ChannelClosed("the worker has closed its channel")  # what would be sent is read by nobody
 
     def send_many(self, messages: Sequence[Frame]) -> None:
         """See `Link.send_many`."""
