@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from ..conftest import ROOT, Home
+from ..waiting import PATIENCE_SECONDS, ended
 
 PROGRAM = f"""
 import sys
@@ -60,6 +64,28 @@ def test_a_demonstration_runs_the_seeds_programs_and_ends(atoll_home: Home) -> N
     assert not Path(home).exists()
     assert atoll_home.daemon_pid() is None
     assert not [line for line in Path("/proc/net/unix").read_text().splitlines() if home in line]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_demonstration_that_is_ended_ends_its_server(atoll_home: Home, number: signal.Signals) -> None:
+    """Also by the end of `make`, or of the terminal: server, node and files are gone, and a program that runs is."""
+    program = atoll_home.path / "program.py"
+    program.write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n")
+    command = [sys.executable, "-c", "from atoll.cli.main import main; main()", "server", "--demo", str(program)]
+    with subprocess.Popen(command, env=atoll_home.environment(), stdout=subprocess.PIPE, text=True) as demo:
+        assert demo.stdout is not None
+        said = ""
+        while not said.strip().isdigit():
+            said = demo.stdout.readline()
+            assert said, "it ended by itself"
+        pid = int(said)
+        children = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()
+        arguments = [Path(f"/proc/{one}/cmdline").read_bytes().decode().split("\0") for one in children]
+        (home,) = (one[one.index("--home") + 1] for one in arguments if "--home" in one)
+        demo.send_signal(number)
+        assert demo.wait(PATIENCE_SECONDS) == 128 + number
+    assert all(map(ended, [*map(int, children), pid]))
+    assert not Path(home).exists()
 
 
 def test_programs_need_the_demonstration(atoll_home: Home) -> None:

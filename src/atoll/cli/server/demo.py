@@ -40,6 +40,7 @@ def demo(programs: Sequence[Path]) -> int:
         HostUnreachable: the server does not start.
     """
     with contextlib.ExitStack() as stack:
+        stack.enter_context(_ended_in_order())
         home = Path(tempfile.mkdtemp(prefix="atoll-demo-", dir="/tmp"))
         stack.callback(shutil.rmtree, home, ignore_errors=True)
         packages = machine_packages.read(home)
@@ -65,6 +66,23 @@ def demo(programs: Sequence[Path]) -> int:
                 return status
             echo(f"    ({time.monotonic() - began:.1f} s)", flush=True)
     return 0
+
+
+@contextlib.contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP (an ended `make`, a closed terminal) into an exit: else the server would stay."""
+
+    def leave(number: int, _frame: object) -> None:
+        for other in before:  # a second one does not end the ending
+            signal.signal(other, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
