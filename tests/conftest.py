@@ -83,6 +83,23 @@ class Home:
         """Return the path of a file of the user's `/data`."""
         return self.path / "volumes" / "local" / "data" / name
 
+    @property
+    def volume(self) -> Path:
+        """What its functions see as `/data`."""
+        return self.path / "volumes" / "local" / "data"
+
+    def daemons(self) -> list[int]:
+        """Return the daemons that run its functions, by their process ids here."""
+        return [pid] if (pid := self.daemon_pid()) is not None else []
+
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        """Be on the network of its programs, in this thread and those that it starts."""
+        return contextlib.nullcontext()
+
+    def on_one_machine(self) -> contextlib.AbstractContextManager[None]:
+        """Have new calls run on one machine alone, from within `entered`."""
+        return contextlib.nullcontext()
+
     def daemon_pid(self) -> int | None:
         """Return the daemon's process id, or None when none has said that it runs."""
         try:
@@ -225,6 +242,28 @@ class AwayHome(Home):
     def environment(self, more: Mapping[str, str] | None = None) -> dict[str, str]:
         return super().environment({**self.variables, **(more or {})})
 
+    @property
+    def volume(self) -> Path:
+        key = f"Key {self.variables['ATOLL_KEY_ID']}:{self.variables['ATOLL_KEY_SECRET']}"
+        status, answer = self.cluster.head.ask("GET", "/v1/whoami", headers={"Authorization": key})
+        assert status == 200, answer
+        return self.cluster.shared / "volumes" / str(answer["user"]) / "data"
+
+    def daemons(self) -> list[int]:
+        return [pid for node in self.cluster.nodes.values() if (pid := node.daemon()) is not None]
+
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        return self.cluster.client.entered()
+
+    @contextlib.contextmanager
+    def on_one_machine(self) -> Iterator[None]:
+        first = next(iter(self.cluster.nodes))
+        self.cluster.use_only(first)
+        try:
+            yield
+        finally:
+            self.cluster.use_only(*self.cluster.nodes)
+
     def in_data(self, name: str) -> Path:
         (found,) = self.cluster.shared.glob(f"volumes/*/data/{name}")
         return found
@@ -257,12 +296,20 @@ def fresh_home(request: pytest.FixtureRequest) -> Home:
 
 
 @pytest.fixture
-def shared_home(_session_home: Home, monkeypatch: pytest.MonkeyPatch) -> Home:
+def shared_home(_session_home: Home, monkeypatch: pytest.MonkeyPatch) -> Iterator[Home]:
     """One state directory for all tests that do not mind each other's environments, daemon and volume."""
     for name, value in _session_home.environment().items():
         if os.environ.get(name) != value:
             monkeypatch.setenv(name, value)
-    return _session_home
+    with _session_home.entered():
+        yield _session_home
+
+
+@pytest.fixture
+def one_machine(shared_home: Home) -> Iterator[Home]:
+    """The shared state directory, for tests of what calls share: all that begin meanwhile run on one machine."""
+    with shared_home.on_one_machine():
+        yield shared_home
 
 
 @pytest.fixture

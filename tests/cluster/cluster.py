@@ -6,7 +6,6 @@ All machines share `/data` by a directory of this one. The server's own machine 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import json
 import os
 import signal
@@ -48,12 +47,16 @@ class Head(Server):
     """The server, on a machine of its own."""
 
     machine: Machine
+    shared: Path
     program: Program | None = None
 
     @property
-    def url(self) -> str:
-        """The address on the machines' network."""
-        return f"https://{self.machine.address}:{self.port}"
+    def address(self) -> str:
+        return self.machine.address
+
+    @property
+    def volumes(self) -> Path:
+        return self.shared / "volumes"
 
     @property
     def pid(self) -> int:
@@ -80,10 +83,6 @@ class Head(Server):
         """End it by a signal, and return its status."""
         program, self.program = self.program, None
         return 0 if program is None else program.end(number)
-
-    def connection(self) -> http.client.HTTPConnection:
-        """Return a connection that the caller closes, from a thread that has entered a machine's network."""
-        return http.client.HTTPSConnection(self.machine.address, self.port, timeout=60, context=self.context())
 
 
 @dataclass
@@ -286,7 +285,7 @@ def cluster(
         options = [*options, *([] if local else ["--no-local"])]
         nothing: Any = None  # a machine has its program
         head = Head(home(), Authority(files), options, port=PORT, process=nothing)
-        head.machine = where
+        head.machine, head.shared = where, shared
         head.environment = dict(environment or {})
         # There: a mount of this machine's, which outlives the command a little, would be copied to the next machine.
         init = [sys.executable, "-c", COMMAND, "data", "filesystem", "init"]

@@ -13,6 +13,10 @@ mounts and cables go with them. No interface, mount or process of the machine be
 ```
 
 A cut port drops packets both ways in silence, as a failing network does; the cable keeps its carrier.
+
+Machines share the files of this one, and `/tmp` with them, where JuiceFS has a socket named after a process id. So
+the ids of each machine begin elsewhere: a mount would be given the descriptor of another machine's, or none. Copies of
+mounts that other tests have just now are detached first: who sees one counts as a process of that test, and is killed.
 """
 
 from __future__ import annotations
@@ -22,6 +26,7 @@ import ctypes
 import fcntl
 import itertools
 import os
+import random
 import select
 import shutil
 import signal
@@ -39,12 +44,23 @@ CPU_GROUPS = Path("/sys/fs/cgroup/cpu")
 """Where the kernel has control groups of version 1, those that limit processors."""
 NETWORK, SWITCH = "10.79.0", "10.79.0.254"
 _FIRST_PROCESS = """
-import signal, sys
+import ctypes, signal, sys
+libc, detach = ctypes.CDLL(None), 2
+with open("/proc/self/mountinfo") as file:
+    points = [line.split()[4] for line in file]
+for point in reversed(points):
+    if point.startswith("/tmp/atoll-"):
+        libc.umount2(point.encode(), detach)
+if sys.argv[1:]:
+    with open("/proc/sys/kernel/ns_last_pid", "w") as file:
+        file.write(sys.argv[1])
 signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # orphans are nobody's to wait for
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 print("ready", flush=True)
 sys.stdin.read()
 """
+_IDS, _MOST_APART = 3000, 9
+"""Process ids from one machine's first to the next one's, and machines until they begin again: below 32,768."""
 _BRIDGE = "02:00:00:00:00:fe"
 _NS_GET_PARENT = 0xB702
 _CLONE_NEWNET = 0x40000000
@@ -95,10 +111,10 @@ class First:
 
 
 @contextlib.contextmanager
-def _held(*namespaces: str) -> Iterator[First]:
-    """Make namespaces, and give the first process in them."""
+def _held(*namespaces: str, last_pid: int = 0) -> Iterator[First]:
+    """Make namespaces, and give the first process in them; with `last_pid` the ids of further ones begin there."""
     command = ["unshare", *namespaces, "--fork", "--kill-child", "--propagation", "private"]
-    command += [sys.executable, "-c", _FIRST_PROCESS]
+    command += [sys.executable, "-c", _FIRST_PROCESS, *([str(last_pid)] if last_pid else [])]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as above:
         assert above.stdout is not None
         try:
@@ -240,7 +256,8 @@ class Machine:
 
     def kill(self) -> None:
         """Kill all its processes but the first; its cable is cut before, so that nobody hears of it."""
-        self.cut()
+        if self.first.alive:  # else its cable is gone with it
+            self.cut()
         while found := self.processes():
             for pid in found:
                 self._kill(pid)
@@ -313,6 +330,7 @@ class Switch:
         self.first = first
         self._stack = stack
         self._numbers = itertools.count(1)
+        self._first_id = random.randrange(1000, 1000 + _IDS)  # other test processes have machines, too
 
     def ip(self, *arguments: str) -> None:
         """Run `ip` on the switch."""
@@ -325,8 +343,11 @@ class Switch:
             cpus: processors that all its programs have together, such as 0.5; 0 for no limit.
         """
         group = self._stack.enter_context(_group(f"atoll-{os.getpid()}-{name}", cpus)) if cpus else None
-        first = self._stack.enter_context(_held("--net", "--mount", "--uts", "--pid", "--mount-proc"))
-        made = Machine(name, f"{NETWORK}.{next(self._numbers)}", first, self.first, group)
+        number = next(self._numbers)
+        last_pid = self._first_id + _IDS * (number % _MOST_APART)
+        namespaces = "--net", "--mount", "--uts", "--pid", "--mount-proc"
+        first = self._stack.enter_context(_held(*namespaces, last_pid=last_pid))
+        made = Machine(name, f"{NETWORK}.{number}", first, self.first, group)
         self._stack.callback(made.kill)
         cable = ["link", "add", "name", made._plug, "type", "veth", "peer", "name", "cable", "netns", str(first.pid)]
         self.ip(*cable)

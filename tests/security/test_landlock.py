@@ -17,7 +17,7 @@ from tests.conftest import Home
 
 from ..waiting import until
 
-pytestmark = [pytest.mark.as_user, pytest.mark.usefixtures("shared_home")]
+pytestmark = pytest.mark.as_user
 
 FILES = {"mem", "maps", "smaps", "environ", "auxv", "syscall"}
 SIGNALS = {"kill", "pidfd", "native kill", "native tgkill", "native pidfd"}
@@ -137,7 +137,7 @@ def landlock() -> None:
         pytest.skip(f"this kernel has ABI {found.abi} of Landlock")
 
 
-@pytest.mark.usefixtures("landlock")
+@pytest.mark.usefixtures("landlock", "one_machine")
 def test_a_function_reaches_neither_the_agent_nor_another_worker() -> None:
     """Memory, maps, environment, descriptors and signals of other processes of its sandbox fail, natively too."""
     victim = isolated(network="none", keep_alive=600, preload=[], env={"LANDLOCK": "victim"})(where)
@@ -155,12 +155,13 @@ def test_a_function_reaches_neither_the_agent_nor_another_worker() -> None:
     assert attacker(reach_a_child)() == EVERYTHING, "a child is reached in each of these ways"
 
 
+@pytest.mark.usefixtures("shared_home")
 def test_signals_within_a_worker_arrive() -> None:
     """A worker may signal itself, its threads and its children."""
     assert isolated(network="none")(signals_within)() == ["SIGUSR1", "SIGUSR2", "-15"]
 
 
-@pytest.mark.usefixtures("landlock")
+@pytest.mark.usefixtures("landlock", "one_machine")
 def test_a_preloaded_package_and_its_workers_reach_nothing(tmp_path: Path) -> None:
     """Code of an import ahead is in a domain of its own, and a preloaded worker in one below."""
     wheel = tmp_path / "reaches-1-py3-none-any.whl"

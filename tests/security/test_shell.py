@@ -176,7 +176,7 @@ def test_a_shell_ends_with_its_client(shared_home: Home, end: signal.Signals) ->
         assert client.stdout.readline() == b"alive\n"
         client.send_signal(end)
         assert ended(client.pid)
-    with open(shared_home.path / "volumes/local/data/shell-alive", "r+") as file:
+    with open(shared_home.volume / "shell-alive", "r+") as file:
 
         def free() -> bool:
             with contextlib.suppress(BlockingIOError):

@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from atoll import errors, isolated, local
+from atoll import errors, isolated
 from atoll.environments.built import preloads
+from atoll.host.default import default_host
 from atoll.payload import answers, exceptions_dump, untrusted
 from atoll.sdk import run_by_name
 from tests.conftest import Home
@@ -78,7 +79,7 @@ def trap(tmp_path: Path) -> Iterator[str]:
     assert not path.exists(), "the caller has unpickled what a distrusted function chose"
 
 
-@pytest.mark.usefixtures("shared_home")
+@pytest.mark.usefixtures("one_machine")
 @pytest.mark.parametrize("attack", [plant, plant_by_calling])
 def test_a_patched_worker_serves_no_ordinary_call(attack: Callable[[str], str], trap: str) -> None:
     """Neither when the hostile function was called itself, nor when it calls its code with ordinary results."""
@@ -86,10 +87,10 @@ def test_a_patched_worker_serves_no_ordinary_call(attack: Callable[[str], str], 
     assert called("pickle", trap)(abs)(-3) == 3
 
 
-def test_a_patched_worker_serves_no_ordinary_call_of_another_program(shared_home: Home, trap: str) -> None:
+def test_a_patched_worker_serves_no_ordinary_call_of_another_program(one_machine: Home, trap: str) -> None:
     """The worker outlives the program that called the hostile function."""
     program = f"from {__name__} import *; called('data', {trap!r})(plant)({trap!r})"
-    shared_home.python("-c", program, cwd=Path(__file__).parents[2])
+    one_machine.python("-c", program, cwd=Path(__file__).parents[2])
     assert called("pickle", trap)(abs)(-3) == 3
 
 
@@ -125,7 +126,7 @@ def search(*parts: str) -> list[str]:
     return found
 
 
-@pytest.mark.usefixtures("shared_home")
+@pytest.mark.usefixtures("one_machine")
 def test_no_memory_of_a_trusted_worker_is_in_reach() -> None:
     """Another worker of a hostile function, with other variables, does not see the trusted ones."""
     assert called("pickle")(keep)("a marker " + "of the trusted worker")
@@ -167,7 +168,7 @@ def sandboxes_by_way(results: Any, directory: Path, capsys: pytest.CaptureFixtur
     }
 
 
-@pytest.mark.usefixtures("shared_home")
+@pytest.mark.usefixtures("one_machine")
 def test_each_way_to_call_keeps_to_its_trust(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """All calls with ordinary results share one sandbox, all with plain data another."""
     (trusted,) = set(sandboxes_by_way("pickle", tmp_path, capsys).values())
@@ -182,7 +183,7 @@ def call_within(chain: list[Any]) -> str:
     return str(isolated(network="none", keep_alive=60, results=chain[0])(call_within)(chain[1:]))
 
 
-@pytest.mark.usefixtures("shared_home")
+@pytest.mark.usefixtures("one_machine")
 @pytest.mark.parametrize(
     ("chain", "trusted"),
     [("pp", True), ("pd", False), ("dp", False), ("dd", False), ("pdp", False), ("dpp", False), ("ppp", True)],
@@ -194,12 +195,12 @@ def test_nested_calls_are_trusted_at_most_like_their_caller(chain: str, trusted:
     assert [found == called(results)(sandbox)() for results in ("pickle", "data")] == [trusted, not trusted]
 
 
-@pytest.mark.usefixtures("shared_home")
+@pytest.mark.usefixtures("one_machine")
 def test_ordinary_calls_alone_have_one_sandbox() -> None:
     """Functions, generators and nested calls share it as before; `status` names the results of each sandbox."""
 
     def sandboxes_now() -> dict[str, str]:
-        return {one["id"]: one["results"] for one in local.request("status", {})["sandboxes"]}
+        return {one["id"]: one["results"] for one in default_host().request("status", {})["sandboxes"]}
 
     def nest() -> str:
         return str(isolated(network="none", preload=["nest"])(sandbox)())
@@ -325,7 +326,7 @@ def network() -> str:
     return os.readlink("/proc/self/ns/net")
 
 
-@pytest.mark.usefixtures("shared_home")
+@pytest.mark.usefixtures("one_machine")
 def test_trusted_functions_share_no_loopback_device_with_others() -> None:
     """A server of a trusted function, which may unpickle, is out of a hostile function's reach."""
     try:
@@ -346,6 +347,7 @@ def ask_for_names(secret: str) -> Any:
     return questions.value("__main__", secret)
 
 
+@pytest.mark.usefixtures("one_machine")
 def test_a_distrusted_function_gets_no_name_by_question() -> None:
     """A worker of plain data that asks for a name of the caller's program is ended; the next call works."""
     with pytest.raises(errors.ProtocolMismatch):

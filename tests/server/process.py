@@ -108,9 +108,19 @@ class Server:
     _key: tuple[str, str] | None = None
 
     @property
+    def address(self) -> str:
+        """Where it listens."""
+        return "127.0.0.1"
+
+    @property
     def url(self) -> str:
-        """The address, such as `https://127.0.0.1:12345`."""
-        return f"{'https' if self.tls else 'http'}://127.0.0.1:{self.port}"
+        """The address with scheme and port, such as `https://127.0.0.1:12345`."""
+        return f"{'https' if self.tls else 'http'}://{self.address}:{self.port}"
+
+    @property
+    def volumes(self) -> Path:
+        """The directory with the volumes of its users."""
+        return self.home.path / "volumes"
 
     @property
     def ca_file(self) -> Path:
@@ -183,8 +193,8 @@ class Server:
     def connection(self) -> http.client.HTTPConnection:
         """Return a connection that the caller closes."""
         if self.tls:
-            return http.client.HTTPSConnection("127.0.0.1", self.port, timeout=60, context=self.context())
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+            return http.client.HTTPSConnection(self.address, self.port, timeout=60, context=self.context())
+        return http.client.HTTPConnection(self.address, self.port, timeout=60)
 
     def headers(self) -> dict[str, str]:
         """Return the headers of a request of the operator's."""

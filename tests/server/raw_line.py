@@ -38,8 +38,8 @@ def connect(server: Server, *, small: bool = False) -> socket.socket:
         if small:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         plain.settimeout(60)
-        plain.connect(("127.0.0.1", server.port))
-        return server.context().wrap_socket(plain, server_hostname="127.0.0.1") if server.tls else plain
+        plain.connect((server.address, server.port))
+        return server.context().wrap_socket(plain, server_hostname=server.address) if server.tls else plain
     except BaseException:
         plain.close()
         raise
