@@ -357,7 +357,12 @@ async def pids_of(home: Path, before: list[int]) -> list[int]:
             return pids if all(Path(f"/proc/{pid}").exists() for pid in pids) else []
         return []
 
-    await until(lambda: len(found()) == 2 and found() != before, "no new member")
+    try:
+        await until(lambda: len(found()) == 2 and found() != before, "no new member")
+    except AssertionError as error:
+        kept = {one.name: one.read_text()[-200:] for one in home.iterdir() if one.name in ("pids", "joins", "ray-node")}
+        alive = {word: processes(word.encode()) for word in ("ray::Machine", "atoll.server.ray.guard", "fake_atoll")}
+        raise AssertionError(f"{error}: {home.name} has {kept}, of processes there are {alive}") from error
     return found()
 
 
