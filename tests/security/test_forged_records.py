@@ -49,15 +49,15 @@ def records(home: Home, function: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_a_function_makes_no_record_of_a_call_of_another_program(shared_home: Home) -> None:
-    """Its own call has a record, which comes after the forged ones."""
+def test_a_function_makes_no_record_of_a_call_of_another_program(one_machine: Home) -> None:
+    """Its own call has a record, which comes after the forged ones; both programs call on one machine."""
     program = "import atoll; f = atoll.isolated(network='none')(abs).submit(-1); f.result(); print(f.call_id)"
-    victim = shared_home.python("-c", program).stdout.strip()
+    victim = one_machine.python("-c", program).stdout.strip()
     future = forge.submit(victim, atoll.__version__)
     assert future.result() == "resources_unavailable"
     assert isinstance(future, CallFuture)
-    until(lambda: [one for one in records(shared_home, "forge") if one["call"] == future.call_id])
-    assert records(shared_home, "forged") == []
+    until(lambda: [one for one in records(one_machine, "forge") if one["call"] == future.call_id])
+    assert records(one_machine, "forged") == []
 
 
 def leaf(number: int) -> int:
