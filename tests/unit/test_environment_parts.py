@@ -28,6 +28,7 @@ NO_SUCH = (
     [
         (NO_SUCH.format("numpyy", "numpyy"), "no package `numpyy`", "did you mean `numpy`?"),
         (NO_SUCH.format("pandsa", "pandsa"), "no package `pandsa`", "did you mean `pandas`?"),
+        (NO_SUCH.format("Pandas", "Pandas"), "no package `Pandas`", "check the name, and the index"),
         (NO_SUCH.format("zq-internal", "zq-internal"), "no package `zq-internal`", "check the name"),
         (
             (

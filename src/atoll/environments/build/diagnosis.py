@@ -205,4 +205,5 @@ def _sentence(text: str) -> str:
 
 def _near(name: str) -> str:
     known = _RENAMED.get(name.lower())
-    return known or next(iter(difflib.get_close_matches(name.lower(), WELL_KNOWN.split(), n=1, cutoff=0.8)), "")
+    found = known or next(iter(difflib.get_close_matches(name.lower(), WELL_KNOWN.split(), n=1, cutoff=0.8)), "")
+    return found if found != name.lower() else ""  # it is spelled well: the index lacks it
