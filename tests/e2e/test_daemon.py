@@ -92,7 +92,7 @@ def test_ten_programs_that_start_together_get_one_daemon(atoll_home: Home, progr
 def test_a_starter_that_is_killed_leaves_one_daemon_or_none(atoll_home: Home, program: Path) -> None:
     """A client killed while its daemon starts does not make room for a second daemon."""
     chance = random.Random(3)
-    for _ in range(soak(5, 12)):
+    for _ in range(soak(3, 12)):
         client = subprocess.Popen([sys.executable, str(program)], env=atoll_home.environment(), stdout=-3, stderr=-3)
         with contextlib.suppress(subprocess.TimeoutExpired):
             client.wait(0.05 + chance.random() * 0.2)  # the moment of its death
