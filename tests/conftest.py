@@ -180,13 +180,17 @@ needs_outbound = pytest.mark.skipif(
 
 
 @contextlib.contextmanager
-def own_home(*, library_there: bool = True) -> Iterator[Home]:
+def own_home(*, library_there: bool = True, path: Path | None = None) -> Iterator[Home]:
     """Make a state directory, whose daemon has ended with all its processes at the end of the context.
 
     Args:
         library_there: the daemon finds the files that sandboxes mount, as after an earlier one; else it makes them.
+        path: where; nothing is there yet.
     """
-    path = Path(tempfile.mkdtemp(prefix="atoll-", dir="/tmp"))
+    if path is None:
+        path = Path(tempfile.mkdtemp(prefix="atoll-", dir="/tmp"))
+    else:
+        path.mkdir(mode=0o700)
     home = Home(path)
     if library_there:
         library.put(path)

@@ -12,10 +12,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -31,6 +31,7 @@ from .history import Outage
 from .machines import Machine, Program, Switch, network
 
 PORT = 8443
+C = TypeVar("C", bound="Cluster")
 _MARKED = ("/usr/games", "/usr/src", "/usr/local/games", "/usr/local/src", "/usr/local/etc")
 """Directories that sandboxes see; a machine's own file system is mounted over the first that exists."""
 
@@ -267,37 +268,23 @@ def cluster(
         data: what carries `/data`: `path`, a directory of this machine below, or `juicefs`, which each machine mounts;
             by default what `ATOLL_CLUSTER_DATA` says, else `path`.
     """
-    with contextlib.ExitStack() as stack:
-        switch = switch or stack.enter_context(network())
-        files = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-cluster-", dir="/tmp")))
-        files.chmod(0o755)
-        shared, lines = stack.enter_context(_disk(data or os.environ.get("ATOLL_CLUSTER_DATA", "path"), files))
-        packages = machine_packages.read(files)
-        lines += ["[users]", f"share_network = {str(share_network).lower()}"]
-        lines += ["[environments]", _index(packages), *settings]
-
-        def home() -> Home:
-            made = stack.enter_context(own_home())
-            (made.path / "settings.toml").write_text("\n".join(lines))
-            return made
-
-        where = switch.machine("head")
-        options = [*options, *([] if local else ["--no-local"])]
-        nothing: Any = None  # a machine has its program
-        head = Head(home(), Authority(files), options, port=PORT, process=nothing)
-        head.machine, head.shared = where, shared
-        head.environment = dict(environment or {})
-        # There: a mount of this machine's, which outlives the command a little, would be copied to the next machine.
-        init = [sys.executable, "-c", COMMAND, "data", "filesystem", "init"]
-        where.run(*init, environment=head.home.environment())
-        head.client_variables = packages.variables
-        made = Cluster(head, switch, switch.machine("client"), shared, mark(where))
+    with prepared(
+        Cluster,
+        local=local,
+        share_network=share_network,
+        options=options,
+        environment=environment,
+        settings=settings,
+        switch=switch,
+        data=data,
+    ) as (made, home):
+        head = made.head
         head.start()
         token = _token(head, len(nodes)) if nodes else ""
         for name in nodes:
-            machine = switch.machine(name, cpus)
+            machine = made.switch.machine(name, cpus)
             mark(machine)
-            made.nodes[name] = node = Node(machine, home())
+            made.nodes[name] = node = Node(machine, home(None))
             arguments = ["--token", token, "--name", name, "--ca-file", str(head.ca_file)]
             node.start("join", head.url, *arguments)
         if nodes:
@@ -307,6 +294,46 @@ def cluster(
         for place in (head.home, *(node.home for node in made.nodes.values())):
             for log in place.path.glob("*.log"):
                 assert "Traceback" not in (text := log.read_text()), text[-5000:]
+
+
+@contextlib.contextmanager
+def prepared(
+    kind: type[C],
+    *,
+    local: bool = False,
+    share_network: bool = False,
+    options: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+    settings: Sequence[str] = (),
+    switch: Switch | None = None,
+    data: str = "",
+) -> Iterator[tuple[C, Callable[[Path | None], Home]]]:
+    """Give a cluster without nodes, whose server is not started, and a maker of state directories for its nodes."""
+    with contextlib.ExitStack() as stack:
+        switch = switch or stack.enter_context(network())
+        files = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-cluster-", dir="/tmp")))
+        files.chmod(0o755)
+        shared, lines = stack.enter_context(_disk(data or os.environ.get("ATOLL_CLUSTER_DATA", "path"), files))
+        packages = machine_packages.read(files)
+        lines += ["[users]", f"share_network = {str(share_network).lower()}"]
+        lines += ["[environments]", _index(packages), *settings]
+
+        def home(path: Path | None) -> Home:
+            made = stack.enter_context(own_home(path=path))
+            (made.path / "settings.toml").write_text("\n".join(lines))
+            return made
+
+        where = switch.machine("head")
+        options = [*options, *([] if local else ["--no-local"])]
+        nothing: Any = None  # a machine has its program
+        head = Head(home(None), Authority(files), options, port=PORT, process=nothing)
+        head.machine, head.shared = where, shared
+        head.environment = dict(environment or {})
+        # There: a mount of this machine's, which outlives the command a little, would be copied to the next machine.
+        init = [sys.executable, "-c", COMMAND, "data", "filesystem", "init"]
+        where.run(*init, environment=head.home.environment())
+        head.client_variables = packages.variables
+        yield kind(head, switch, switch.machine("client"), shared, mark(where)), home
 
 
 def _index(packages: machine_packages.MachinePackages) -> str:

@@ -2,7 +2,7 @@
 
     fake_atoll.py node join URL --name NAME ... ; fake_atoll.py node run
 
-It writes its arguments and environment into files of `ATOLL_HOME`, and leaves a process that has left its parent.
+It writes its arguments, input and environment into files of `ATOLL_HOME`, and leaves a process that has left its parent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 home = Path(os.environ["ATOLL_HOME"])
 if sys.argv[2] == "join":
     with (home / "joins").open("a") as file:
-        file.write(json.dumps(sys.argv[1:]) + "\n")
+        file.write(json.dumps([*sys.argv[1:], sys.stdin.read()]) + "\n")
     sys.exit(0)
 if (home / "removed").exists():
     sys.exit(3)

@@ -30,6 +30,7 @@ ADDRESS = os.environ.get("ADDRESS", "127.0.0.1:6379")
 PATIENCE_SECONDS = 60.0
 FAKE = (sys.executable, str(Path(__file__).with_name("fake_atoll.py")))
 CARDS = ("nvidia0", "nvidia1")
+CERTIFICATES = "certificates\n" * 10_000
 
 
 async def until(condition: Callable[[], object], why: str) -> None:
@@ -40,7 +41,7 @@ async def until(condition: Callable[[], object], why: str) -> None:
 
 
 async def invite() -> Invitation:
-    return Invitation("http://server.example", "join-token")
+    return Invitation("http://server.example", "join-token", CERTIFICATES)
 
 
 @contextlib.asynccontextmanager
@@ -322,6 +323,7 @@ async def watches() -> None:
         assert f"ray={node}" in joins[0]
         assert "zone=a" in joins[0]
         assert variables["ATOLL_JOIN_TOKEN"] == "join-token"
+        assert joins[0][-3:] == ["--ca-file", "-", CERTIFICATES]
         os.kill(first[0], signal.SIGKILL)
         second = await pids_of(home, first)
         for actor in processes(b"ray::Machine"):

@@ -19,8 +19,9 @@ def cluster() -> Iterator[Stage]:
     with stage.opened() as opened:
         local = f"--node-ip-address={stage.ADDRESS}"
         opened.start_head("--num-cpus=1", local, f"--system-config={stage.QUICK_CHECKS}")
-        opened.start_node("--num-cpus=4", "--num-gpus=2", "--memory=1000000000", "--labels=zone=a")
-        opened.start_node("--num-cpus=2", "--labels=zone=b", '--resources={"b": 1}')
+        here, there = "--node-ip-address=127.0.0.2", "--node-ip-address=127.0.0.3"  # one address is one machine
+        opened.start_node("--num-cpus=4", "--num-gpus=2", "--memory=1000000000", "--labels=zone=a", here)
+        opened.start_node("--num-cpus=2", "--labels=zone=b", '--resources={"b": 1}', there)
         yield opened
 
 
@@ -48,5 +49,5 @@ def test_a_head_that_is_started_again() -> None:
     ) as opened:
         kept = {"RAY_gcs_storage_path": str(opened.directory / "kept")}
         opened.start_head(*options, variables=kept)
-        opened.start_node("--num-cpus=4", "--num-gpus=1", "--labels=zone=a")
+        opened.start_node("--num-cpus=4", "--num-gpus=1", "--labels=zone=a", "--node-ip-address=127.0.0.2")
         opened.play("restarts_head", variables={**kept, "HEAD": " ".join(options)})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ClusterSettings:
-    """Rules for the machines that a server reaches over ssh and has join it. Others join by themselves.
+    """Rules for the machines that a server has join it, over ssh or by Ray. Others join by themselves.
 
     Args:
         machines: their names for ssh, such as `user@gpu2` or `ssh://user@gpu2:2222`; a server starts those that are not

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 
 from atoll import errors
 from atoll.server.accounts.audit import MACHINE
-from atoll.server.fleets.ssh import SshFleet, Start
+from atoll.server.fleets.ssh import SshFleet, Start, certificates
 from atoll.server.nodes import acts, bodies
 from atoll.server.nodes.accounts import Nodes
 from atoll.server.process import lock
@@ -26,8 +26,9 @@ _log = logging.getLogger("atoll.server")
 def install(state: ServerState) -> None:
     """Add the part, after that of nodes."""
 
-    async def invite() -> tuple[str, str]:
-        return await address(state), await _token(state.parts["nodes"])
+    async def invite() -> tuple[str, str, str]:
+        trusted = await asyncio.to_thread(certificates, state.node.options.cluster)
+        return await address(state), await _token(state.parts["nodes"]), trusted.decode()
 
     ray.install(state, invite)
     if not state.node.options.cluster.machines:

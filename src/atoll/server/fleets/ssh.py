@@ -90,10 +90,10 @@ class SshFleet:
         asked += ["--name", start.name] if start.name else []
         for key, value in start.labels.items():
             asked += ["--label", f"{key}={value}"]
-        certificates = self._certificates()
-        asked += ["--ca-file", "-"] if certificates else []
+        trusted = certificates(self._options)
+        asked += ["--ca-file", "-"] if trusted else []
         token = await start.token()
-        await self._told(machine, asked, f"{token}\n".encode() + certificates)
+        await self._told(machine, asked, f"{token}\n".encode() + trusted)
 
     async def machines(self) -> Sequence[Mapping[str, Any]]:
         """Return rows of the machines: `machine`, `state` (`alive`, `dead`, `unknown`), `node`, and `reason` if unknown."""
@@ -187,17 +187,23 @@ class SshFleet:
             )
         return errors.HostUnreachable(f"`{shown}`: {told}", hint=f"look there: `ssh {shown} atoll node status`")
 
-    def _certificates(self) -> bytes:
-        file = self._options.ca_file
-        if not file:
-            return b""
-        try:
-            with open(Path(file).expanduser(), "rb") as opened:
-                return opened.read(MOST_CERTIFICATES_BYTES)
-        except OSError as error:
-            raise errors.HostUnreachable(
-                f"cannot read the certificates in `{printable(file)}`: {error.strerror}", hint="name another file"
-            ) from error
+
+def certificates(options: ClusterSettings) -> bytes:
+    """Return the certificates that machines trust in place of their system's; empty for the system's.
+
+    Raises:
+        HostUnreachable: their file cannot be read.
+    """
+    if not options.ca_file:
+        return b""
+    try:
+        with open(Path(options.ca_file).expanduser(), "rb") as opened:
+            return opened.read(MOST_CERTIFICATES_BYTES)
+    except OSError as error:
+        raise errors.HostUnreachable(
+            f"cannot read the certificates in `{printable(options.ca_file)}`: {error.strerror}",
+            hint="name another file",
+        ) from error
 
 
 def _last_lines(text: str) -> str:

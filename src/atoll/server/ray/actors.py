@@ -21,7 +21,7 @@ FIND_SECONDS = 3.0
 REPORT_SECONDS = 20.0
 STOP_SECONDS = 40.0
 AGAIN_SECONDS = 1.0
-ORDER = ("node", "name", "home", "env", "join", "argv")
+ORDER = ("node", "name", "home", "env", "given", "join", "argv")
 NODE_LABEL = "ray.io/node-id"
 
 _log = logging.getLogger("atoll.ray")

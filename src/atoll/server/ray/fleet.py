@@ -38,10 +38,12 @@ class Invitation:
     Args:
         url: of the server, as machines reach it.
         token: by which one machine may join.
+        certificates: that it trusts in place of its system's, in PEM; empty for the system's.
     """
 
     url: str
     token: str
+    certificates: str = ""
 
 
 @dataclass
@@ -121,9 +123,11 @@ class RayFleet:
             name=name,
             home=self._home.format(name=name),
             env={"ATOLL_JOIN_TOKEN": invitation.token},
+            given=invitation.certificates,
             join=[
                 *(*self._program, "node", "join", invitation.url, "--name", name, "--replace", "--no-run"),
                 *(word for key, value in sorted(labels.items()) for word in ("--label", f"{key}={value}")),
+                *(("--ca-file", "-") if invitation.certificates else ()),
             ],
             argv=[*self._program, "node", "run"],
         )
@@ -286,9 +290,13 @@ class RayFleet:
         return str(known.report.get("state", ""))
 
     def _name(self, node: RayNode) -> str:
-        """Return the name of a machine's node: its host's, with the beginning of the Ray node's id if two share it."""
+        """Return the name of a machine's node: its host's, with the beginning of the Ray node's id if two share it.
+
+        Two Ray nodes at one address are one machine, started again before Ray has missed what ran there before.
+        """
         host = re.sub(r"[^a-z0-9]+", "-", node.host.lower()).strip("-") or "ray"
-        shared = sum(one.host == node.host for one in self._ledger.nodes.values()) > 1
+        alike = [one for one in self._ledger.nodes.values() if one.host == node.host]
+        shared = any(one.address != node.address for one in alike)
         return f"{host[: NAME_LENGTH - 9]}-{node.id[:8]}" if shared else host[:NAME_LENGTH]
 
 

@@ -84,7 +84,7 @@ async def _keep_running(order: dict[str, Any], tell: Callable[..., None]) -> Non
                 if joined.exists() and joined.read_text() == order["node"]:
                     status = await _run_once(order["argv"], order, tell, exits)
                 else:
-                    status = await _run_once(order["join"], order, tell, exits)
+                    status = await _run_once(order["join"], order, tell, exits, order.get("given", ""))
                     if status == 0:
                         joined.write_text(order["node"])
                         continue
@@ -98,9 +98,15 @@ async def _keep_running(order: dict[str, Any], tell: Callable[..., None]) -> Non
             await _end_all()
 
 
-async def _run_once(argv: list[str], order: dict[str, Any], tell: Callable[..., None], exits: int) -> int:
+async def _run_once(
+    argv: list[str], order: dict[str, Any], tell: Callable[..., None], exits: int, given: str = ""
+) -> int:
     try:
-        child = process.Child(argv, env=order["env"], stdout=process.PIPE, stderr=process.STDOUT)
+        with os.fdopen(os.memfd_create("given"), "w") as file:  # longer than a pipe holds
+            file.write(given)
+            file.flush()
+            file.seek(0)
+            child = process.Child(argv, env=order["env"], stdin=file, stdout=process.PIPE, stderr=process.STDOUT)
     except OSError as error:
         tell(line=f"cannot start `{argv[0]}`: {error.strerror}")
         return -1

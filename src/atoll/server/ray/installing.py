@@ -25,8 +25,8 @@ class Asked(Protocol):
         ...
 
 
-Invite = Callable[[], Awaitable[tuple[str, str]]]
-"""Makes an address of the server and a token for one machine."""
+Invite = Callable[[], Awaitable[tuple[str, str, str]]]
+"""Makes an address of the server, a token for one machine, and the certificates that it trusts; empty for its own."""
 
 
 def install(state: ServerState, invite: Invite) -> None:

@@ -30,6 +30,7 @@ class RayNode:
         total: resources.
         free: of those at the last look, after all programs.
         labels: Ray's.
+        address: of the machine in the cluster.
     """
 
     id: str
@@ -37,6 +38,7 @@ class RayNode:
     total: Amount = NOTHING
     free: Amount = NOTHING
     labels: Mapping[str, str] = field(default_factory=dict)
+    address: str = ""
 
 
 @dataclass(frozen=True)

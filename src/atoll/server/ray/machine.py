@@ -28,7 +28,7 @@ class Machine:
 
     Args:
         order: `name`, `node` (Ray's), `home`, `env`, `join` (the program that joins, run until it succeeds once for a Ray
-            node), `argv` (the program to keep running); `atoll` as a program stands for this installation.
+            node), `given` (its standard input), `argv` (the program to keep running); `atoll` as a program stands for this installation.
         orphan_seconds: without a word from a driver after which the actor ends itself.
     """
 

@@ -4,7 +4,7 @@ From the server:
 
 - `{"do": "hold", "holders": {NAME: {"millicores", "memory_bytes", "gpus", "pinned", "preferred", "labels", "besides"}}}`:
   all holders that there shall be; the driver asks for those that are missing and gives the others back
-- `{"do": "start", "ask", "node", "name", "home", "env", "join", "argv"}`: have a machine's actor run these programs
+- `{"do": "start", "ask", "node", "name", "home", "env", "given", "join", "argv"}`: have a machine's actor run these programs
 - `{"do": "stop", "ask", "node"}`: end it
 
 From the driver:

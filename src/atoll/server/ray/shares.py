@@ -154,7 +154,14 @@ class RayShares:
 
     def _see(self, facts: Mapping[str, Any]) -> None:
         nodes = [
-            RayNode(one["id"], one["host"], amounts.of_data(one["total"]), amounts.of_data(one["free"]), one["labels"])
+            RayNode(
+                one["id"],
+                one["host"],
+                amounts.of_data(one["total"]),
+                amounts.of_data(one["free"]),
+                one["labels"],
+                one["address"],
+            )
             for one in facts["nodes"]
         ]
         before = self.ledger.nodes.keys()
