@@ -119,14 +119,15 @@ def _held(*namespaces: str, last_pid: int = 0) -> Iterator[First]:
         assert above.stdout is not None
         try:
             assert above.stdout.readline() == b"ready\n"
-            (pid,) = _children(above.pid)
+            (pid,) = children(above.pid)
             with contextlib.closing(First(pid)) as first:
                 yield first
         finally:
             above.kill()  # with it the first process, and with that all others
 
 
-def _children(pid: int) -> list[int]:
+def children(pid: int) -> list[int]:
+    """Return the children of a process that has one thread."""
     try:
         return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
     except (FileNotFoundError, ProcessLookupError):
@@ -209,7 +210,7 @@ class Machine:
                 env=dict(environment),
                 cwd=cwd,
             )
-        started = until(lambda: _children(above.pid) or above.poll() is not None)
+        started = until(lambda: children(above.pid) or above.poll() is not None)
         assert isinstance(started, list), log.read_text(errors="replace")[-3000:]
         program = Program(above, started[0])
         self._programs = [one for one in self._programs if one.runs] + [program]

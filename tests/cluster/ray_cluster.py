@@ -21,7 +21,7 @@ import pytest
 
 from ..waiting import until
 from .cluster import PORT, Cluster, Node, mark, prepared
-from .machines import Machine, Program
+from .machines import Machine, Program, children
 
 RAY_PORT = 6379
 CHECKS = (
@@ -117,19 +117,18 @@ class Rays:
 
     def kill(self, machine: Machine) -> None:
         """Kill the head's Ray; it is started again at once."""
-        for pid in having(machine, "ray", "start", "--block"):
-            if having(machine, "--kill-child=SIGKILL", only=pid):
-                os.kill(pid, signal.SIGKILL)
+        for pid in children(self._programs[machine.name].pid):
+            os.kill(pid, signal.SIGKILL)
 
     def told(self, machine: Machine) -> str:
         """Return what a machine's Ray has printed last."""
         return (self.place / f"{machine.name}.log").read_text(errors="replace")[-3000:]
 
 
-def having(machine: Machine, *words: str, only: int = 0) -> list[int]:
+def having(machine: Machine, *words: str) -> list[int]:
     """Return the processes of a machine whose command lines have all these words."""
     found = []
-    for pid in [only] if only else machine.processes():
+    for pid in machine.processes():
         with contextlib.suppress(OSError):
             line = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace")
             if all(word in line for word in words):
