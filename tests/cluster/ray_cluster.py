@@ -30,6 +30,8 @@ CHECKS = (
 )
 """A silent machine is dead for Ray after about 5 s, before its node's lease ends."""
 STORE_BYTES = 80_000_000
+RAY_SECONDS = 400.0
+"""The limit of a wait for Ray: `ray start` gives up after 30 s on a busy machine, and is begun again."""
 UNSEEN = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL")
 """Ray's head has processes of its own: the end of the first one is the end of all."""
 AGAIN = """
@@ -87,7 +89,9 @@ class Rays:
             "RAY_memory_monitor_refresh_ms": "0",  # others may fill this machine
             "RAY_worker_niceness": "0",
             "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",  # of actors that stay, none would end
-            "RAY_gcs_rpc_server_reconnect_timeout_s": "180",
+            "RAY_gcs_rpc_server_reconnect_timeout_s": "600",
+            "RAY_agent_register_timeout_ms": "300000",
+            "RAY_worker_register_timeout_seconds": "300",
         }
 
     def start_head(self, machine: Machine) -> None:
@@ -104,7 +108,11 @@ class Rays:
         self, machine: Machine, before: Sequence[str], options: Sequence[str], more: Mapping[str, str] | None = None
     ) -> None:
         ray = [*before, str(Path(sys.executable).with_name("ray")), "start", "--block", *options]
-        ray += [f"--node-ip-address={machine.address}", f"--object-store-memory={STORE_BYTES}"]
+        ray += [
+            f"--node-ip-address={machine.address}",
+            f"--object-store-memory={STORE_BYTES}",
+            "--include-log-monitor=false",
+        ]
         variables = {**os.environ, **self.variables(machine), **(more or {})}
         command = [sys.executable, "-c", AGAIN, *ray]
         self._programs[machine.name] = machine.start(command, variables, self.place / f"{machine.name}.log")
@@ -177,7 +185,11 @@ class RayCluster(Cluster):
         before = self.node(name).holders()
         for pid in before:
             self.send(pid, signal.SIGKILL)
-        until(lambda: self.node(name).holders() - before)
+        until(lambda: self.node(name).holders() - before, RAY_SECONDS)
+
+    def wait_linked(self, *names: str) -> None:
+        wanted = set(names or self.nodes)
+        until(lambda: {row["name"] for row in self.rows() if row["linked"]} >= wanted, RAY_SECONDS)
 
     def end(self) -> None:
         for name in tuple(self._cut):

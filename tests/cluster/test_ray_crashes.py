@@ -17,7 +17,7 @@ from ..waiting import soak, until
 from . import leftovers
 from .checker import check, longest_after
 from .history import History, read_executions
-from .ray_cluster import RayCluster, having, ray_cluster
+from .ray_cluster import RAY_SECONDS, RayCluster, having, ray_cluster
 from .workload import KINDS, LONG, Load, load
 
 pytestmark = [
@@ -124,7 +124,7 @@ def fail(made: RayCluster, clients: Load, fault: str, chance: random.Random) -> 
     print(f"{began:.3f} {fault}: {name}", flush=True)
     FAULTS[fault](made, name, chance)
     made.wait_linked()
-    clients.wait_answers(time.monotonic(), 2)
+    clients.wait_answers(time.monotonic(), 2, RAY_SECONDS)
     print(f"{time.monotonic():.3f} after {time.monotonic() - began:.1f} s", flush=True)
 
 
@@ -136,7 +136,7 @@ def test_whatever_fails_on_machines_of_rays_each_call_has_one_outcome(tmp_path: 
     failed = Counter[str]()
     with ray_cluster(cores=CORES, settings=["[pool]", f"slots = {CORES}"], data="juicefs") as made:
         with load(made, tmp_path / "load", seed, CLIENTS) as clients:
-            clients.wait_answers(0.0, 6)
+            clients.wait_answers(0.0, 6, RAY_SECONDS)
             until(lambda: {one.node for one in read_executions(made.volume() / "writes")} >= set(made.nodes))
             for number in range(ROUNDS):
                 fault = FIRST[number] if number < len(FIRST) else chance.choice(sorted(FAULTS))

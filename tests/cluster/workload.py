@@ -246,10 +246,12 @@ class Load:
         """Return how many calls that began after a time have an answer."""
         return sum(any(one.is_answer for one in made.outcomes) for made in self.calls().values() if made.at >= since)
 
-    def wait_answers(self, since: float, count: int = 1) -> None:
+    def wait_answers(self, since: float, count: int = 1, seconds: float = PATIENCE_SECONDS) -> None:
         """Wait until so many calls that began after a time are answered."""
         try:
-            until(lambda: self.answered(since) >= count or not all(one.poll() is None for one in self._programs))
+            until(
+                lambda: self.answered(since) >= count or not all(one.poll() is None for one in self._programs), seconds
+            )
             assert self.answered(since) >= count, "a client has ended"
         except AssertionError as error:
             last = "".join("".join(log.read_text().splitlines(keepends=True)[-4:]) for log in self.logs)

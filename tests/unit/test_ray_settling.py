@@ -24,6 +24,7 @@ class World:
         self.free = {"ray-a": Amount(4000, 1 << 33, 2), "ray-b": Amount(2000, 1 << 32)}
         self.totals = dict(self.free)
         self.numbers = 0
+        self.draining = ""
         self.see()
         for node in ("a", "b"):
             self.ledger.joined(node, f"ray-{node}", volumes=f"disk-{node}")
@@ -31,7 +32,8 @@ class World:
     def see(self) -> list[str]:
         labels = {"ray-a": {"zone": "1"}, "ray-b": {"zone": "2"}}
         return self.ledger.see(
-            RayNode(ray, ray, self.totals[ray], free, labels[ray]) for ray, free in self.free.items()
+            RayNode(ray, ray, self.totals[ray], free, labels[ray], draining=ray == self.draining)
+            for ray, free in self.free.items()
         )
 
     def settle(self, seconds: float = 0.0) -> None:
@@ -142,6 +144,25 @@ def test_warm_holders_are_kept_ahead_on_each_machine() -> None:
     world.settle()
     assert world.of(ASKED) == []
     assert len(world.of(HELD)) == 3
+
+
+def test_a_machine_that_ends_gets_nothing_more() -> None:
+    """Ray drains it and would refuse: nothing is asked for there, and what is held takes no further call."""
+    world = World(warm={CORE: 2})
+    world.settle()
+    world.lend()
+    place = world.place("a", wish())
+    world.draining = "ray-a"
+    world.see()
+    assert not world.ledger.room("a", wish("2"))
+    assert world.ledger.room("b", wish("2"))
+    world.settle()
+    assert not [one for one in world.of(ASKED) if one.pinned == "ray-a"]
+    world.ask(wish("3", cores=2), wish("4", cores=2))
+    world.settle()
+    assert {one.besides for one in world.of(ASKED)} == {frozenset({"ray-a"})}
+    world.ledger.give(place)
+    assert not world.ledger.room("a", wish("2"))
 
 
 def test_an_autoscalers_idle_machine_holds_nothing() -> None:

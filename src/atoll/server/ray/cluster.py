@@ -56,6 +56,7 @@ class Cluster:
                     "total": amounts.to_data(amounts.of_resources(one.total_resources)),
                     "free": amounts.to_data(amounts.of_resources(one.available_resources)),
                     "labels": dict(one.labels),
+                    "draining": one.status == autoscaler_pb2.NodeStatus.Value("DRAINING"),
                 }
                 for one in alive
             ],

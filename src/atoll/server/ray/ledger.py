@@ -31,6 +31,7 @@ class RayNode:
         free: of those at the last look, after all programs.
         labels: Ray's.
         address: of the machine in the cluster.
+        draining: Ray ends it, and puts nothing more there.
     """
 
     id: str
@@ -39,6 +40,7 @@ class RayNode:
     free: Amount = NOTHING
     labels: Mapping[str, str] = field(default_factory=dict)
     address: str = ""
+    draining: bool = False
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,9 @@ class Ledger:
             return True
         ray = self.ray_of(node)
         key = ray, amount.gpus > 0
-        return bool(ray) and key not in self.closed and self.free(ray, with_gpus=key[1]).covers(amount)
+        if not ray or key in self.closed or self.is_draining(ray):
+            return False
+        return self.free(ray, with_gpus=key[1]).covers(amount)
 
     def take(self, place: Place) -> None:
         """Note a placement, once for each wish."""
@@ -205,6 +209,10 @@ class Ledger:
         """Return what is held on a Ray node, in holders with GPUs or in the others, and not placed."""
         key = ray, with_gpus
         return self._sums.get(key, NOTHING) - self._placed.get(key, NOTHING)
+
+    def is_draining(self, ray: str) -> bool:
+        """Return whether Ray ends a node of its own."""
+        return ray in self.nodes and self.nodes[ray].draining
 
     def is_used(self, ray: str) -> bool:
         """Return whether anything is placed on a Ray node."""

@@ -75,7 +75,7 @@ class Settling:
         """Pinned holders that were asked for where placements are beyond the share come first."""
         for (ray, with_gpus), free in list(left.items()):
             short = Amount(max(0, -free.millicores), max(0, -free.memory_bytes), max(0, -free.gpus))
-            if short == NOTHING or bool(short.gpus) != with_gpus:
+            if short == NOTHING or bool(short.gpus) != with_gpus or self._ledger.is_draining(ray):
                 continue  # else holders were lost, and their calls go on: ask for the same again
             found = next((one for one in spare.values() if one.pinned == ray and one.amount.covers(short)), None)
             if found is not None:
@@ -86,7 +86,7 @@ class Settling:
     def _cover_waiting(self, left: dict[tuple[str, bool], Amount], spare: dict[str, Holder]) -> None:
         asked = sum(one.state == ASKED for one in self._ledger.holders.values()) - len(spare)
         some = [key for key, free in left.items() if max(free.millicores, free.memory_bytes, free.gpus) > 0]
-        some = [key for key in some if key not in self._ledger.closed]
+        some = [key for key in some if key not in self._ledger.closed and not self._ledger.is_draining(key[0])]
         unfit: dict[str, frozenset[str]] = {}
         for wish, preferred in self._ledger.waiting[:LOOKED_AT]:
             amount = amounts.of_wish(wish)
@@ -182,14 +182,16 @@ class Settling:
 
     def _is_open(self, ray: str) -> bool:
         member = self._ledger.members.get(self._ledger.node_of(ray))
-        return member is not None and member.open
+        return member is not None and member.open and not self._ledger.is_draining(ray)
 
     def _unfit(self, wish: Wish) -> frozenset[str]:
         """Return the Ray nodes whose Atoll node cannot serve a wish, for reasons that Ray does not know."""
         return frozenset(self._ledger.unfit).union(
             member.ray
             for member in self._ledger.members.values()
-            if not member.open or (wish.volumes and member.volumes != wish.volumes)
+            if not member.open
+            or self._ledger.is_draining(member.ray)
+            or (wish.volumes and member.volumes != wish.volumes)
         )
 
     @staticmethod

@@ -161,6 +161,7 @@ class RayShares:
                 amounts.of_data(one["free"]),
                 one["labels"],
                 one["address"],
+                one["draining"],
             )
             for one in facts["nodes"]
         ]
