@@ -128,6 +128,15 @@ def fail(made: RayCluster, clients: Load, fault: str, chance: random.Random) -> 
     print(f"{time.monotonic():.3f} after {time.monotonic() - began:.1f} s", flush=True)
 
 
+def _left_sessions(made: RayCluster) -> str:
+    """Wait until the server knows of no line; return what it says of nodes if it still does."""
+    try:
+        until(lambda: not leftovers.sessions(made))
+    except AssertionError:
+        return f"lines are left: {made.rows()}"
+    return ""
+
+
 @pytest.mark.timeout(7200)  # the rounds take half an hour
 def test_whatever_fails_on_machines_of_rays_each_call_has_one_outcome(tmp_path: Path) -> None:
     """None is answered twice or lost without an error, none writes after its end or its node's lease, nothing is left."""
@@ -143,7 +152,7 @@ def test_whatever_fails_on_machines_of_rays_each_call_has_one_outcome(tmp_path: 
                 time.sleep(chance.random() * 3.0)  # somewhere in a call: no event names the place
                 fail(made, clients, fault, chance)
                 failed[fault] += 1
-        until(lambda: not leftovers.sessions(made))
+        left = _left_sessions(made)
         history = History(clients.calls(), read_executions(made.volume() / "writes"), made.outages)
         kinds = Counter(one.error or "answer" for call in history.calls.values() for one in call.outcomes)
         nodes = Counter(one.node for one in history.executions)
@@ -151,6 +160,7 @@ def test_whatever_fails_on_machines_of_rays_each_call_has_one_outcome(tmp_path: 
         print(told)
         broken = check(history)
         assert not broken, "\n".join([told, *broken[:20]])
+        assert not left, f"{told}, {left}"
         assert set(nodes) == set(made.nodes), told
         assert {row["name"] for row in made.rows()} - {"local"} == set(made.nodes), made.rows()
         for node in made.nodes.values():
