@@ -11,9 +11,10 @@ from .cluster import Cluster, Node
 
 
 def mounts(node: Node) -> list[str]:
-    """Return the mount points of a node below its state directory."""
+    """Return the mount points of a node below its state directory, but for the JuiceFS that its daemon has mounted."""
     lines = Path(f"/proc/{node.machine.first.pid}/mountinfo").read_text().splitlines()
-    return [line.split()[4] for line in lines if str(node.home.path) in line]
+    own = str(node.home.path / "shared")
+    return [point for line in lines if str(node.home.path) in line and (point := line.split()[4]) != own]
 
 
 def groups(home: Path) -> list[Path]:
