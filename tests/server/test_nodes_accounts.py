@@ -16,7 +16,7 @@ import pytest
 from atoll import errors
 from atoll.server.accounts.accounts import Accounts
 from atoll.server.accounts.bodies import NewUser
-from atoll.server.accounts.tokens import Pepper
+from atoll.server.accounts.tokens import Pepper, read_pepper
 from atoll.server.database.database import Database
 from atoll.server.nodes import rows
 from atoll.server.nodes.accounts import Nodes
@@ -269,6 +269,7 @@ def test_those_who_hold_links_are_told(tmp_path: Path) -> None:
             )
             with pytest.raises(errors.NotAuthorized):
                 await nodes.authenticate(headers, "127.0.0.1")
+            assert nodes.has_run(nodes.known()[-1])  # its calls of before may come back with it
         assert [node.name for node in nodes.known()] == ["one"]
         accounts.close()
 
@@ -315,3 +316,7 @@ def test_last_words_and_facts_are_written_down(tmp_path: Path) -> None:
     with Database(tmp_path) as database, database.reading() as connection:
         node = rows.find_node(connection, "one")
     assert (node.seen is not None and node.seen >= began, node.facts) == (True, {"version": "7"})
+    with Database(tmp_path) as database, database.writing() as connection:
+        replaced = rows.admit(connection, read_pepper(tmp_path), "one", facts={}, labels={}, replace=True)
+        assert replaced.node.seen == node.seen
+        assert rows.find_node(connection, "one").seen == node.seen

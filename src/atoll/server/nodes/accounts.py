@@ -54,6 +54,7 @@ class Nodes:
         self._telling = asyncio.Lock()
         self._seen: dict[str, float] = {}
         self._heard: set[str] = set()
+        self._heard_names: set[str] = set()
         self._facts: dict[str, Mapping[str, Any]] = {}
         self.on_change: list[Callable[[NodeAccount], None]] = []
         """Each is called with a node that has joined or changed its state; with `removed`, its links are to end."""
@@ -63,8 +64,8 @@ class Nodes:
         return list(self._told.values())
 
     def has_run(self, node: NodeAccount) -> bool:
-        """Return whether a node was ever heard of after it had joined."""
-        return node.seen is not None or node.id in self._heard
+        """Return whether a node was ever heard of, or the one that it has replaced: that may be the same machine."""
+        return node.seen is not None or node.id in self._heard or node.name in self._heard_names
 
     async def authenticate(self, headers: Mapping[str, str], address: str) -> NodeAccount:
         """Return the node of a request, by `Authorization: Node ID:SECRET`.
@@ -174,6 +175,8 @@ class Nodes:
         """Note that a node's word has come just now, with its facts where it said them; written down in a while."""
         self._seen[node_id] = time.time()
         self._heard.add(node_id)
+        if (known := self._told.get(node_id)) is not None:
+            self._heard_names.add(known.name)
         if facts is not None:
             self._facts[node_id] = facts
 

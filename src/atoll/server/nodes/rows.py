@@ -218,8 +218,9 @@ def admit(
         raise _taken(name)
     secret = credentials.new_secret()
     given = names.check_labels(labels)
-    created = now if before is None else before.created
-    account = NodeAccount(credentials.new_node_id(pepper), name, ACTIVE, given, dict(facts), created, now)
+    created, seen = (now, None) if before is None else (before.created, before.seen)
+    # It may be the same machine, and its calls may come back with it: until it links they are away, not unknown.
+    account = NodeAccount(credentials.new_node_id(pepper), name, ACTIVE, given, dict(facts), created, now, seen)
     values: dict[str, Any] = {**vars(account), "labels": json.dumps(given), "facts": text}
     values["digest"] = credentials.node_digest(pepper, secret)
     if before is not None:
