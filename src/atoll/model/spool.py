@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ CRC = struct.Struct("!I")
 """The end of the file of an answer: the CRC of the frames before it."""
 _PREFIX = struct.Struct("!8sII")
 _MOST_TEXT = 400
+_PIECE_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -334,6 +336,26 @@ def pieces(
     text = json.dumps(header, separators=(",", ":")).encode()
     yield _PREFIX.pack(MAGIC, len(text), zlib.crc32(text))
     yield from (text, function, trust, *pickles, *parts, *sources)
+
+
+def made_anew(file: BinaryIO, call: str) -> Iterator[bytes]:
+    """Yield the bytes of a spool of one call, as another call with this id.
+
+    Raises:
+        ValueError: it is damaged, or has another number of calls.
+    """
+    magic, size, crc = _PREFIX.unpack(file.read(_PREFIX.size))
+    text = file.read(size)
+    if magic != MAGIC or zlib.crc32(text) != crc:
+        raise ValueError("the spool is damaged")
+    header = json.loads(text)
+    ((_, _, *rest),) = header["calls"]
+    header["calls"] = [[call, time.time(), *rest]]
+    text = json.dumps(header, separators=(",", ":")).encode()
+    yield _PREFIX.pack(MAGIC, len(text), zlib.crc32(text))
+    yield text
+    while piece := file.read(_PIECE_BYTES):
+        yield piece
 
 
 def modules_digest(pieces: Iterable[Any]) -> str:

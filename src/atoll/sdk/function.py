@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from atoll.host.contract import Host
     from atoll.sdk.detached.handle import CallHandle
     from atoll.sdk.option_types import ChangedOptions
+    from atoll.sdk.serving import Endpoint
 
 P = ParamSpec("P")
 Q = ParamSpec("Q")
@@ -187,6 +188,21 @@ class IsolatedFunction(Batches, Generic[P, R]):
             return False
         future.ticket.cancel()
         return True
+
+    def serve(self, alias: str = "", *, auth: str = "private") -> Endpoint:
+        """Register the function as an endpoint of its server, and return that with its address.
+
+        Args:
+            alias: a name in the address that points to the newest revision; without one the revision's id is there.
+            auth: who may call: `private` (the owner's keys), `shared` (each user of the server) or `public`.
+
+        Raises:
+            ValueError: it has neither `serve=True` nor an `exposed_port`.
+            ResourcesUnavailable: its host is no server.
+        """
+        from atoll.sdk.serving import serve  # most programs serve nothing
+
+        return serve(self, alias, auth)
 
     def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> CallHandle[R]:
         """Begin a call that outlives this program, and return its handle.

@@ -33,9 +33,6 @@ _OTHER_NAMES = {
 }
 """Names that people bring from other tools, by the option that does it here."""
 
-LATER = ("serve", "exposed_port")
-"""Options of later versions."""
-
 _SIZES = ("cpu", "gpu", "memory", "disk")
 
 _ELSEWHERE = {
@@ -58,8 +55,6 @@ def unknown(name: str, known: Collection[str]) -> str:
     Args:
         known: the options that there are.
     """
-    if name in LATER:
-        return f"option `{name}` is not in this version of Atoll yet; it has {', '.join(known)}"
     return f"unknown option `{name}`; {hint(name, known)}"
 
 

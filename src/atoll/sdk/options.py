@@ -68,6 +68,8 @@ class Options:
     terminal: bool | None = None
     on_done: str | None = None
     secrets: tuple[str, ...] | None = None
+    serve: bool = False
+    exposed_port: int | None = None
 
     @property
     def named_packages(self) -> tuple[str, ...]:
@@ -331,6 +333,12 @@ def _switch(name: str, value: Any) -> bool:
     return value
 
 
+def _port(name: str, value: Any) -> int:
+    if not 0 < value < 1 << 16:
+        raise ValueError(f"`{name}` must be a port from 1 to 65535, is {value}")
+    return int(value)
+
+
 def _umask(name: str, value: int) -> int:
     if not 0 <= value <= 0o777:
         raise ValueError(f"`{name}` must be permissions from 0 to 0o777, is {value}")
@@ -365,6 +373,8 @@ _CHECKS: dict[str, Check] = {
     "terminal": _unless_none(_switch),
     "on_done": _unless_none(_one_of(("notify",))),
     "secrets": _unless_none(_secrets),
+    "serve": lambda name, value: bool(_switch(name, value)),
+    "exposed_port": _unless_none(_typed("a port", int, _port)),
 }
 
 

@@ -24,6 +24,7 @@ from atoll.server import description, files, health, line, metrics, requests
 from atoll.server.accounts import part as accounts
 from atoll.server.admin import part as admin
 from atoll.server.cluster import part as cluster
+from atoll.server.endpoints import part as endpoints
 from atoll.server.fleets import part as fleets
 from atoll.server.login import part as login
 from atoll.server.machines import part as machines
@@ -48,4 +49,5 @@ PARTS: tuple[Callable[[ServerState], None], ...] = (
     files.install,
     pages.install,
     fleets.install,
+    endpoints.install,
 )

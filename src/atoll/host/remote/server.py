@@ -279,7 +279,7 @@ class Server:
         self._answers()
         return self._json(data)
 
-    def put(self, path: str, body: BinaryIO | bytes, size: int) -> Any:
+    def put(self, path: str, body: BinaryIO | bytes, size: int, method: str = "PUT") -> Any:
         """Upload a file; return the JSON value of the answer.
 
         Raises:
@@ -293,7 +293,7 @@ class Server:
                 with contextlib.suppress(
                     ConnectionError, ssl.SSLError
                 ):  # one that refuses early closes: its answer counts
-                    connection.request("PUT", self._path + path, body, sent)
+                    connection.request(method, self._path + path, body, sent)
                 answer = connection.getresponse()
                 data = answer.read(MOST_ANSWER_BYTES + 1)
             finally:

@@ -107,6 +107,11 @@ def keep(function: CallableFunction, requests: Sequence[Request], batch: str = "
     )
 
 
+def spool_of(function: CallableFunction) -> Iterable[Any]:
+    """Return the bytes of a spool with one call without arguments, for a host that makes such calls by itself."""
+    return _pieces(function, [function._prepare().request((), {})])()
+
+
 def _needs(spec: LeaseSpec) -> dict[str, Any]:
     """Return what a server with several machines needs to know to choose one."""
     found: dict[str, Any] = {"machine_type": spec.machine_type, "numbers": spec.numbers._asdict()}

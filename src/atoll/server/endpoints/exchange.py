@@ -1,0 +1,219 @@
+"""One HTTP/1.1 connection to a runner's port, which is used for one request after the other.
+
+Theory of operation. The answer is handed on as it comes. What the client has not taken is bounded: the socket is not read
+meanwhile, so the function's own server waits. In the other direction the body waits until the socket takes it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from typing import Any, cast
+
+import httptools
+
+from atoll import errors
+
+HIGH_BYTES, LOW_BYTES = 256 << 10, 64 << 10
+"""Bytes of an answer that wait for the client: above the first the socket is not read, below the second again."""
+HEAD_BYTES = 256 << 10
+"""The most of an answer's head."""
+
+Headers = Sequence[tuple[bytes, bytes]]
+
+
+class RunnerGone(errors.HostUnreachable):
+    """The connection ended before the answer was whole; `began` in the details tells whether any of it has come."""
+
+
+class Exchange(asyncio.Protocol):
+    """A connection to a runner's port."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport | None = None
+        self._parser: Any = None
+        self._pieces: deque[bytes] = deque()
+        self._waiting_bytes = 0
+        self._head_bytes = 0
+        self._headers: list[tuple[bytes, bytes]] = []
+        self._paused = False
+        self._is_head = self._is_whole = self._is_lost = False
+        self._changed: asyncio.Future[None] | None = None
+        self._writable: asyncio.Future[None] | None = None
+        self.reusable = True
+        """False once another request must have another connection."""
+
+    # --- asyncio's callbacks ------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse a piece of the answer."""
+        if self._parser is None:  # nobody has asked anything
+            self._lose()
+            return
+        if not self._is_head:
+            self._head_bytes += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._lose()
+        except httptools.HttpParserError:
+            self._lose()
+        if not self._is_head and self._head_bytes > HEAD_BYTES:
+            self._lose()
+        if self._waiting_bytes > HIGH_BYTES and not self._paused and self._transport is not None:
+            self._paused = True
+            self._transport.pause_reading()
+        self._tell()
+
+    def eof_received(self) -> bool:
+        """Note the end of the answers; one without a length ends so."""
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that the connection is gone."""
+        if self._is_head and exc is None and not self._has_length:
+            self._is_whole = True
+        self._is_lost, self.reusable = True, False
+        self._tell()
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+
+    def pause_writing(self) -> None:
+        """Let the body wait."""
+        self._writable = self._loop.create_future()
+
+    def resume_writing(self) -> None:
+        """Let it go on."""
+        if self._writable is not None and not self._writable.done():
+            self._writable.set_result(None)
+        self._writable = None
+
+    # --- httptools' callbacks -----------------------------------------------------------------------------------------
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header."""
+        self._headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        """Note that the head is there; one of an interim answer is dropped."""
+        if self._parser.get_status_code() // 100 == 1:
+            self._headers = []
+            return
+        names = {name for name, _ in self._headers}
+        self._has_length = b"content-length" in names or b"transfer-encoding" in names
+        self._is_head = True
+
+    def on_body(self, body: bytes) -> None:
+        """Take a piece of the body."""
+        self._pieces.append(body)
+        self._waiting_bytes += len(body)
+
+    def on_message_complete(self) -> None:
+        """Note the end of the answer."""
+        if not self._is_head:  # an interim one
+            return
+        self._is_whole = True
+        if not self._parser.should_keep_alive():
+            self.reusable = False
+
+    # --- a request ----------------------------------------------------------------------------------------------------
+
+    async def ask(self, head: bytes, body: AsyncIterator[bytes] | None) -> tuple[int, Headers]:
+        """Send a request, and return the status and the headers of its answer.
+
+        Raises:
+            RunnerGone: the connection ended first.
+        """
+        assert self._transport is not None
+        self._parser = httptools.HttpResponseParser(self)
+        self._pieces.clear()
+        self._headers, self._head_bytes, self._waiting_bytes = [], 0, 0
+        self._is_head = self._is_whole = self._has_length = False
+        self._transport.write(head)
+        sending = None if body is None else asyncio.ensure_future(self._send(body))
+        try:
+            while not (self._is_head or self._is_lost):
+                await self._change()
+            if not self._is_head:
+                raise RunnerGone(
+                    "the function's server ended the connection", hint="see the endpoint's logs", began=False
+                )
+            if sending is not None and sending.done():
+                sending.result()
+            elif sending is not None:  # it has answered before the body was whole
+                self.reusable = False
+        finally:
+            if sending is not None:
+                self._sending = sending
+                if not sending.done() and not self._is_head:
+                    sending.cancel()
+        return int(self._parser.get_status_code()), self._headers
+
+    async def _send(self, body: AsyncIterator[bytes]) -> None:
+        assert self._transport is not None
+        async for piece in body:
+            if self._is_lost:
+                return
+            self._transport.write(piece)
+            if self._writable is not None:
+                await self._writable
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """Yield the body of the answer, as it comes.
+
+        Raises:
+            RunnerGone: the connection ended before that was whole.
+        """
+        while True:
+            if self._pieces:
+                piece = b"".join(self._pieces) if len(self._pieces) > 1 else self._pieces[0]
+                self._pieces.clear()
+                self._waiting_bytes = 0
+                if self._paused and self._transport is not None and not self._is_lost:
+                    self._paused = False
+                    self._transport.resume_reading()
+                yield piece
+            elif self._is_whole:
+                return
+            elif self._is_lost:
+                raise RunnerGone(
+                    "the function's server ended before its answer", hint="see the endpoint's logs", began=True
+                )
+            else:
+                await self._change()
+
+    @property
+    def is_whole(self) -> bool:
+        """True when all of the answer has come."""
+        return self._is_whole and not self._pieces
+
+    async def _change(self) -> None:
+        self._changed = self._loop.create_future()
+        try:
+            await self._changed
+        finally:
+            self._changed = None
+
+    def _tell(self) -> None:
+        if self._changed is not None and not self._changed.done():
+            self._changed.set_result(None)
+
+    def _lose(self) -> None:
+        self.reusable = False
+        self._is_lost = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close(self) -> None:
+        """End the connection."""
+        sending = getattr(self, "_sending", None)
+        if sending is not None and not sending.done():
+            sending.cancel()
+        if self._transport is not None:
+            self._transport.abort()

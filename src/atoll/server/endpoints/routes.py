@@ -1,0 +1,187 @@
+"""Routes below `/v1/revisions` and `/v1/aliases`: functions are registered, and aliases pointed to them."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from uuid import uuid4
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+
+from atoll import errors
+from atoll.server.accounts.routes import insufficient
+from atoll.server.database.database import Database
+from atoll.server.endpoints import rows
+from atoll.server.endpoints.bodies import AUTHS, Alias, Aliases, NewRevision, Revision, Revisions, SetAlias
+from atoll.server.endpoints.gateway import Gateway
+from atoll.server.endpoints.runners import Runners
+from atoll.server.principal import ADMIN, Principal
+from atoll.server.state import principal_of, state_of
+from atoll.server.typed import typed
+
+MOST_BYTES = 1 << 30
+"""The most of a function with its modules."""
+MOST_FACTS = 64 << 10
+REVISIONS = "/v1/revisions"
+
+
+def routes() -> list[BaseRoute]:
+    """Return the routes."""
+    return [
+        Route(REVISIONS, register, methods=["POST"]),
+        typed(REVISIONS, "GET", list_revisions, answer=Revisions),
+        typed("/v1/aliases", "GET", list_aliases, answer=Aliases),
+        typed("/v1/aliases/{alias}", "PUT", set_alias, body=SetAlias, answer=Alias),
+        typed("/v1/aliases/{alias}", "DELETE", delete_alias, answer=Alias),
+    ]
+
+
+async def _owner_of(request: Request) -> Principal:
+    principal = await principal_of(request)
+    if principal.scope != ADMIN:
+        raise insufficient("a key of the scope API calls endpoints, and registers none")
+    return principal
+
+
+def _parts(request: Request) -> tuple[Database, Runners, Gateway]:
+    parts = state_of(request).parts
+    return parts["accounts"].database, parts["runners"], parts["gateway"]
+
+
+async def register(request: Request) -> Response:
+    """Register a function as a new revision: a JSON line that says what it is, and then its spool."""
+    principal = await _owner_of(request)
+    database, runners, gateway = _parts(request)
+    name = str(uuid4())
+    runners.directory.mkdir(mode=0o700, exist_ok=True)
+    file, first, size = runners.file(name + ".new"), b"", 0
+    new: NewRevision | None = None
+    try:
+        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as written:  # noqa: ASYNC230 - the disk is ours
+            async for piece in request.stream():
+                if new is None:
+                    first += piece
+                    line, found, piece = first.partition(b"\n")
+                    if not found:
+                        if len(first) > MOST_FACTS:
+                            raise errors.CallerError("the body begins with no line of JSON", hint="upgrade the client")
+                        continue
+                    new = _new(line)
+                written.write(piece)
+                size += len(piece)
+            if new is None or not size:
+                raise errors.CallerError("the body has no function", hint="upgrade the client")
+            written.flush()
+            os.fsync(written.fileno())
+        file.rename(runners.file(name))
+        found_row = {
+            "id": name,
+            "function": new.function[:400],
+            "port": new.port,
+            "options": msgspec.json.encode(new.options).decode(),
+            "auth": new.auth,
+            "size_bytes": size,
+        }
+        before = await database.run(partial(_switch, user=principal.user, found=found_row, alias=new.alias))
+    finally:
+        file.unlink(missing_ok=True)
+    gateway.forget()
+    if before:
+        runners.retire(before)
+    answer = Revision(
+        name, new.function, new.port, new.auth, new.options, 0.0, new.alias, f"/{principal.name}/{new.alias or name}"
+    )
+    return Response(msgspec.json.encode(answer), 201, media_type="application/json")
+
+
+def _switch(connection: object, user: str, found: dict[str, object], alias: str) -> str:
+    """Add a revision and point its alias to it; return the revision before."""
+    before = ""
+    if alias:
+        owned = [one for one in rows.all_of(connection, user) if one.alias == alias]  # type: ignore[arg-type]
+        before = owned[0].id if owned else ""
+    rows.add(connection, user, found, alias)  # type: ignore[arg-type]
+    return before
+
+
+def _new(line: bytes) -> NewRevision:
+    try:
+        new = msgspec.json.decode(line, type=NewRevision)
+    except msgspec.MsgspecError as error:
+        raise errors.CallerError(f"the function is described wrongly: {error}", hint="upgrade the client") from error
+    if new.auth not in AUTHS:
+        raise errors.CallerError(f"`auth` is one of {', '.join(AUTHS)}", hint="leave it out for `private`")
+    if not 0 < new.port < 1 << 16:
+        raise errors.CallerError("a port is a number from 1 to 65535", hint="give another port")
+    if new.alias:
+        rows.check_alias(new.alias)
+    return new
+
+
+def _shown(one: rows.Revision) -> Revision:
+    path = f"/{one.owner}/{one.alias or one.id}"
+    return Revision(one.id, one.function, one.port, one.auth, one.options, one.created, one.alias, path)
+
+
+async def list_revisions(request: Request) -> Revisions:
+    """List the caller's revisions, the newest first."""
+    principal, (database, _, _) = await principal_of(request), _parts(request)
+    found = await database.run(lambda connection: rows.all_of(connection, principal.user), writes=False)
+    return Revisions([_shown(one) for one in found])
+
+
+async def list_aliases(request: Request) -> Aliases:
+    """List the caller's aliases by name."""
+    principal, (database, runners, _) = await principal_of(request), _parts(request)
+    found = await database.run(lambda connection: rows.all_of(connection, principal.user), writes=False)
+    return Aliases(sorted((_alias(one, runners) for one in found if one.alias), key=lambda one: one.alias))
+
+
+def _alias(one: rows.Revision, runners: Runners) -> Alias:
+    pool = runners.pools.get(one.id)
+    count = len(pool.runners) if pool is not None else 0
+    return Alias(one.alias, one.id, one.function, one.auth, one.created, count, one.options)
+
+
+async def set_alias(request: Request, body: SetAlias) -> Alias:
+    """Point an alias to a revision of the caller's; without one to the revision before."""
+    principal, (database, runners, gateway) = await _owner_of(request), _parts(request)
+    alias = request.path_params["alias"]
+    rows.check_alias(alias)
+
+    def change(connection: object) -> tuple[str, rows.Revision]:
+        mine = {one.id: one for one in rows.all_of(connection, principal.user)}  # type: ignore[arg-type]
+        wanted = body.revision or rows.previous(connection, principal.user, alias)  # type: ignore[arg-type]
+        if wanted not in mine:
+            raise errors.CallerError("there is no such revision", hint="see `atoll function list`", status=404)
+        before = next((one.id for one in mine.values() if one.alias == alias), "")
+        rows.point(connection, principal.user, alias, wanted)  # type: ignore[arg-type]
+        found = rows.find(connection, principal.user, alias)  # type: ignore[arg-type]
+        assert found is not None
+        return before, found
+
+    before, found = await database.run(change)
+    gateway.forget()
+    if before and before != found.id:
+        runners.retire(before)
+    return _alias(found, runners)
+
+
+async def delete_alias(request: Request) -> Alias:
+    """Delete an alias; its revision stays callable by its id."""
+    principal, (database, runners, gateway) = await _owner_of(request), _parts(request)
+    alias = request.path_params["alias"]
+
+    def change(connection: object) -> rows.Revision | None:
+        found = rows.find(connection, principal.user, alias)  # type: ignore[arg-type]
+        rows.delete_alias(connection, principal.user, alias)  # type: ignore[arg-type]
+        return found
+
+    found = await database.run(change)
+    gateway.forget()
+    assert found is not None
+    runners.retire(found.id)
+    return _alias(found, runners)

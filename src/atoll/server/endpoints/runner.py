@@ -1,0 +1,187 @@
+"""One runner: a detached call of a served function, and connections to its port.
+
+Theory of operation. A runner is a detached call in its owner's name, so it outlives this server: the next one finds it by
+its batch and uses it on. Its output is the endpoint's log. Its end by the server is the cancellation of that call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from atoll import errors
+from atoll.model import spool
+from atoll.server.endpoints.exchange import Exchange
+from atoll.server.principal import Principal
+from atoll.server.state import ServerState
+from atoll.wire import sealed_file
+from atoll.wire.channel import ChannelClosed
+from atoll.work_threads import WorkThreads
+
+POLL_SECONDS = 0.02
+"""Between two attempts to reach the port of a runner that starts."""
+MOST_IDLE = 32
+"""Idle connections to one runner."""
+
+_threads = WorkThreads("endpoints", 2)
+
+
+@dataclass
+class Runner:
+    """A runner.
+
+    Args:
+        call: the id of its detached call.
+        worker: that serves it; empty while it starts.
+        port: that its function listens on.
+        busy: requests that it has.
+        since: when it became idle.
+    """
+
+    state: ServerState
+    owner: Principal
+    call: str
+    port: int
+    worker: str = ""
+    busy: int = 0
+    since: float = field(default_factory=time.monotonic)
+    over: bool = False
+    _idle: list[Exchange] = field(default_factory=list)
+
+    async def start(self, file: Path, seconds: float) -> None:
+        """Begin the call, and wait until its port answers.
+
+        Raises:
+            AtollError: it does not.
+        """
+        descriptor = await _threads.run(self.owner.user, partial(_sealed, file, self.call))
+        try:
+            await self._accept(descriptor)
+        finally:
+            os.close(descriptor)
+        async with asyncio.timeout(seconds):
+            await self._reach()
+
+    async def _accept(self, descriptor: int) -> None:
+        arguments = {"spool": self.call}
+        message = {"type": "request", "name": "detached.accept", "arguments": arguments}
+        channel = await self.state.node.connect(self.owner, message, [descriptor])
+        try:
+            while True:
+                header = (await channel.receive()).header
+                if header.get("type") == "answer":
+                    return
+                if header.get("type") == "failed":
+                    raise errors.from_data(header.get("error") or {})
+        except ChannelClosed as error:
+            raise errors.HostUnreachable("the node ended", hint="try again") from error
+        finally:
+            channel.close()
+
+    async def _reach(self) -> None:
+        """Wait for the worker, and for its port."""
+        revision = -1
+        while True:
+            answer = await self.state.asks.ask(
+                self.owner, "detached.wait", {"call": self.call, "revision": revision, "seconds": 30.0}
+            )
+            row = answer["call"]
+            revision = row["revision"]
+            if row["state"] == "finished":
+                self.over = True
+                raise errors.HostUnreachable(
+                    f"the function ended before its server listened: {row.get('error') or row.get('outcome')}",
+                    hint="see its logs with `atoll function logs`",
+                )
+            if row["state"] == "running":
+                break
+        while True:
+            if not self.worker:
+                self.worker = await self._worker()
+            if self.worker:
+                try:
+                    self._idle.append(await self._dial())
+                    return
+                except errors.PortUnreachable:
+                    pass
+                except errors.WorkerDied:
+                    self.worker = ""
+                    await self._check()
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _check(self) -> None:
+        row = (await self.state.asks.ask(self.owner, "detached.show", {"call": self.call}))["call"]
+        if row["state"] == "finished":
+            self.over = True
+            raise errors.HostUnreachable(
+                f"the function ended before its server listened: {row.get('error') or row.get('outcome')}",
+                hint="see its logs with `atoll function logs`",
+            )
+
+    async def _worker(self) -> str:
+        rows = (await self.state.asks.ask(self.owner, "calls.running", {})).get("calls", [])
+        return next((str(row["worker"]) for row in rows if row["call"] == self.call and row["worker"]), "")
+
+    async def _dial(self) -> Exchange:
+        """Return a new connection to the port.
+
+        Raises:
+            PortUnreachable, WorkerDied: nothing listens there, or nobody is there.
+        """
+        message = {"type": "dial", "worker": self.worker, "port": self.port}
+        channel = await self.state.node.connect(self.owner, message)
+        try:
+            header = (await channel.receive()).header
+            if header.get("type") == "failed":
+                raise errors.from_data(header.get("error") or {})
+            (descriptor,) = channel.take_descriptors(1)
+        except ChannelClosed as error:
+            raise errors.HostUnreachable("the node ended", hint="try again") from error
+        finally:
+            channel.close()
+        import socket
+
+        connected = socket.socket(fileno=descriptor)
+        connected.setblocking(False)
+        _, exchange = await asyncio.get_running_loop().create_connection(Exchange, sock=connected)
+        return exchange
+
+    async def connection(self) -> tuple[Exchange, bool]:
+        """Return a connection, and whether it has been used before."""
+        while self._idle:
+            found = self._idle.pop()
+            if found.reusable:
+                return found, True
+            found.close()
+        return await self._dial(), False
+
+    def give_back(self, exchange: Exchange) -> None:
+        """Take back a connection after its answer."""
+        if exchange.reusable and exchange.is_whole and not self.over and len(self._idle) < MOST_IDLE:
+            self._idle.append(exchange)
+        else:
+            exchange.close()
+
+    async def stop(self) -> None:
+        """End the call."""
+        self.over = True
+        for exchange in self._idle:
+            exchange.close()
+        self._idle.clear()
+        with contextlib.suppress(errors.AtollError):
+            await self.state.asks.ask(self.owner, "detached.cancel", {"call": self.call})
+
+
+def _sealed(path: Path, call: str) -> int:
+    with path.open("rb") as file:
+        return sealed_file.make_of(_pieces(file, call))
+
+
+def _pieces(file: BinaryIO, call: str) -> Any:
+    yield from spool.made_anew(file, call)

@@ -1,0 +1,214 @@
+"""The runners of each revision: as many as requests need, within its bounds, and requests that wait for one in order.
+
+Theory of operation. A request takes a place at the runner with the fewest; where none has a place it waits, and another
+runner starts if the revision may have one more. A place that becomes free goes to the request that has waited longest.
+Runners without requests end after `keep_alive`. A revision that no alias points to any more has its runners end when they
+are idle: requests that have begun go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from atoll import errors
+from atoll.model.spool import is_id
+from atoll.server.endpoints.rows import Revision
+from atoll.server.endpoints.runner import Runner
+from atoll.server.principal import Principal
+from atoll.server.state import ServerState
+
+MOST_WAITING = 1000
+"""Requests that wait for runners of one revision."""
+LOOK_SECONDS = 0.5
+log = logging.getLogger("atoll.endpoints")
+
+
+class Pool:
+    """The runners of one revision.
+
+    Args:
+        file: its spool.
+        new_id: makes ids of calls.
+    """
+
+    def __init__(self, state: ServerState, revision: Revision, file: Path, new_id: object) -> None:
+        self.revision = revision
+        self._state, self._file, self._new_id = state, file, new_id
+        self._owner = Principal(revision.user, revision.owner)
+        self.runners: list[Runner] = []
+        self._starting: set[asyncio.Task[None]] = set()
+        self._waiting: deque[asyncio.Future[Runner]] = deque()
+        self.retired = False
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that runners have."""
+        return sum(one.busy for one in self.runners)
+
+    async def take(self) -> Runner:
+        """Return a runner with a place for a request, which is taken.
+
+        Raises:
+            HostUnreachable: too many wait, or no runner starts.
+        """
+        most = self.revision.options.max_multiplexing
+        free = [one for one in self.runners if one.busy < most and not one.over]
+        if free and not self._waiting:
+            runner = min(free, key=lambda one: one.busy)
+            runner.busy += 1
+            return runner
+        if len(self._waiting) >= MOST_WAITING:
+            raise errors.HostUnreachable(
+                f"{MOST_WAITING} requests wait for this endpoint", hint="try again in a while", retry_after=5
+            )
+        future: asyncio.Future[Runner] = asyncio.get_running_loop().create_future()
+        self._waiting.append(future)
+        self.grow()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                self.give_back(future.result())
+            raise
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiting.remove(future)
+
+    def give_back(self, runner: Runner) -> None:
+        """Give a place back."""
+        runner.busy -= 1
+        runner.since = time.monotonic()
+        self._serve()
+
+    def lost(self, runner: Runner) -> None:
+        """Note that a runner is gone."""
+        runner.over = True
+        if runner in self.runners:
+            self.runners.remove(runner)
+            asyncio.ensure_future(runner.stop())  # noqa: RUF006 - it ends by itself
+        if self._waiting:
+            self.grow()
+
+    def grow(self) -> None:
+        """Start runners for those that wait, as many as may be."""
+        options = self.revision.options
+        coming = len(self._starting) * options.max_multiplexing
+        while len(self._waiting) > coming and len(self.runners) + len(self._starting) < options.max_concurrency:
+            task = asyncio.ensure_future(self._start())
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+            coming += options.max_multiplexing
+
+    async def _start(self) -> None:
+        from uuid import uuid4
+
+        call = str(uuid4())
+        assert is_id(call)
+        runner = Runner(self._state, self._owner, call, self.revision.port)
+        try:
+            await runner.start(self._file, self.revision.options.startup_timeout)
+        except (errors.AtollError, TimeoutError) as error:
+            await runner.stop()
+            failure = (
+                errors.HostUnreachable("the function's server did not listen in time", hint="see its logs", status=504)
+                if isinstance(error, TimeoutError)
+                else error
+            )
+            log.warning("runner_failed", extra={"fields": {"revision": self.revision.id, "error": str(failure)[:300]}})
+            if not self.runners:
+                self._fail(failure)
+            return
+        except asyncio.CancelledError:
+            await asyncio.shield(runner.stop())
+            raise
+        self.runners.append(runner)
+        self._serve()
+
+    def _fail(self, error: errors.AtollError) -> None:
+        while self._waiting:
+            future = self._waiting.popleft()
+            if not future.done():
+                future.set_exception(error)
+
+    def _serve(self) -> None:
+        most = self.revision.options.max_multiplexing
+        for runner in sorted(self.runners, key=lambda one: one.busy):
+            while self._waiting and runner.busy < most and not runner.over:
+                future = self._waiting.popleft()
+                if not future.done():
+                    runner.busy += 1
+                    future.set_result(runner)
+
+    def look(self, now: float) -> None:
+        """End runners that are idle for long."""
+        options = self.revision.options
+        for runner in tuple(self.runners):
+            kept = not self.retired and len(self.runners) <= options.min_concurrency
+            idle = not runner.busy and now - runner.since >= (0 if self.retired else options.keep_alive)
+            if idle and not kept:
+                self.lost(runner)
+        missing = 0 if self.retired else options.min_concurrency - len(self.runners) - len(self._starting)
+        for _ in range(missing):
+            task = asyncio.ensure_future(self._start())
+            self._starting.add(task)
+            task.add_done_callback(self._starting.discard)
+
+    async def close(self) -> None:
+        """End all runners."""
+        for task in tuple(self._starting):
+            task.cancel()
+        await asyncio.gather(*self._starting, return_exceptions=True)
+        await asyncio.gather(*(one.stop() for one in self.runners), return_exceptions=True)
+        self.runners.clear()
+
+
+class Runners:
+    """The pools of a server.
+
+    Args:
+        directory: has the spools of revisions, by id.
+    """
+
+    def __init__(self, state: ServerState, directory: Path) -> None:
+        self._state = state
+        self.directory = directory
+        self.pools: dict[str, Pool] = {}
+
+    def file(self, revision: str) -> Path:
+        """Return the path of a revision's spool."""
+        return self.directory / revision
+
+    def pool(self, revision: Revision) -> Pool:
+        """Return the pool of a revision."""
+        found = self.pools.get(revision.id)
+        if found is None:
+            found = self.pools[revision.id] = Pool(self._state, revision, self.file(revision.id), None)
+        return found
+
+    def retire(self, revision: str) -> None:
+        """Let the runners of a revision end that no alias points to any more."""
+        if (pool := self.pools.get(revision)) is not None:
+            pool.retired = True
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Look after the runners while the context is open; afterwards all have ended."""
+        from atoll.server.process.background import in_background
+
+        async def look() -> None:
+            while True:
+                await asyncio.sleep(LOOK_SECONDS)
+                for pool in tuple(self.pools.values()):
+                    pool.look(time.monotonic())
+
+        try:
+            async with in_background(look):
+                yield
+        finally:
+            await asyncio.gather(*(pool.close() for pool in self.pools.values()))
