@@ -1,16 +1,9 @@
-"""The gateway: requests at `/OWNER/ALIAS/…` are passed on to a runner of the revision that the alias points to.
-
-A request that has come whole to a connection which the runner has just closed is asked once more, on a new one. All else
-is asked once: the function may have begun.
-"""
+"""The gateway: requests at `/OWNER/ALIAS/…` are passed on to a runner of the revision that the alias points to."""
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
-from typing import Any
-from urllib.parse import parse_qsl, urlencode
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse
@@ -19,21 +12,15 @@ from starlette.types import Receive, Scope, Send
 from atoll import errors
 from atoll.server.database.database import Database
 from atoll.server.endpoints import rows
-from atoll.server.endpoints.exchange import Exchange, Headers, RunnerGone
+from atoll.server.endpoints.exchange import RunnerGone
+from atoll.server.endpoints.passing import Answer, Asked, passed, without_credentials
 from atoll.server.endpoints.rows import Revision
-from atoll.server.endpoints.runner import Runner
-from atoll.server.endpoints.runners import Pool, Runners
+from atoll.server.endpoints.runners import Runners
 from atoll.server.principal import Principal
 from atoll.server.state import state_of
 
 KNOWN_SECONDS = 1.0
 """Seconds for which the revision of an alias is remembered: changes of this process are seen at once."""
-_HOP = {
-    *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer"),
-    *(b"transfer-encoding", b"upgrade", b"proxy-connection"),
-}
-_OURS = {b"x-fal-key-id", b"x-fal-key-secret", b"cookie", b"content-length", b"expect"}
-_QUERY_KEYS = ("fal_key_id", "fal_key_secret", "fal_jwt_token")
 
 
 class Gateway:
@@ -89,132 +76,62 @@ class Gateway:
     async def _pass(
         self, revision: Revision, caller: Principal | None, scope: Scope, request: Request, send: Send
     ) -> None:
+        first, more = await _beginning(request)
         pool = self._runners.pool(revision)
-        pool.retired = False
         runner = await pool.take()
         try:
-            await self._exchange(pool, runner, revision, caller, scope, request, send)
+            asked = _asked(scope, revision, caller)
+            async with passed(pool, runner, asked, first, _rest(request) if more else None) as answer:
+                await _send(answer, send, head_only=scope["method"] == "HEAD")
         finally:
             pool.give_back(runner)
 
-    async def _exchange(
-        self,
-        pool: Pool,
-        runner: Runner,
-        revision: Revision,
-        caller: Principal | None,
-        scope: Scope,
-        request: Request,
-        send: Send,
-    ) -> None:
-        whole, more = await _beginning(request)
-        head = _head(scope, revision, caller, None if more else len(whole))
-        seconds = revision.options.request_timeout or None
-        for last in (False, True):
-            try:
-                exchange, used = await runner.connection()
-            except (errors.WorkerDied, errors.PortUnreachable) as error:
-                pool.lost(runner)
-                raise RunnerGone("the function's server has ended", hint="try again", began=False) from error
-            try:
-                async with asyncio.timeout(seconds):
-                    if more:
-                        status, headers = await exchange.ask(head, _chunks(whole, request))
-                    else:
-                        status, headers = await exchange.ask(head + whole, None)
-            except RunnerGone:
-                exchange.close()
-                if used and not more and not last:
-                    continue  # it was closed as idle: nothing has been read
-                raise
-            except BaseException:
-                exchange.close()
-                raise
-            try:
-                await _answer(exchange, status, headers, send, head_only=scope["method"] == "HEAD")
-            finally:
-                runner.give_back(exchange)
-            return
+
+def _asked(scope: Scope, revision: Revision, caller: Principal | None) -> Asked:
+    path = scope["raw_path"].split(b"/", 3)
+    query = without_credentials(scope["query_string"])
+    return Asked(
+        scope["method"],
+        b"/" + (path[3] if len(path) > 3 else b"") + (b"?" + query if query else b""),
+        scope["headers"],
+        scope.get("atoll.request", ""),
+        caller.user if caller is not None else "",
+        scope["client"][0] if scope["client"] else "",
+        scope["scheme"],
+        b"/".join(path[:3]),
+        is_public=revision.auth == "public",
+    )
 
 
 async def _beginning(request: Request) -> tuple[bytes, bool]:
     """Return the first part of the body, and whether there is more."""
     message = await request.receive()
     if message["type"] == "http.disconnect":
-        raise errors.CallerError("the client has gone", hint="nothing to do", status=499)
+        raise _gone()
     return message.get("body", b""), message.get("more_body", False)
 
 
-async def _chunks(first: bytes, request: Request) -> AsyncIterator[bytes]:
-    """Yield the body in chunks, as HTTP/1.1 frames them."""
-    piece, more = first, True
-    while True:
-        if piece:
-            yield b"%x\r\n%b\r\n" % (len(piece), piece)
-        if not more:
-            yield b"0\r\n\r\n"
-            return
+async def _rest(request: Request) -> AsyncIterator[bytes]:
+    more = True
+    while more:
         message = await request.receive()
         if message["type"] == "http.disconnect":
-            raise errors.CallerError("the client has gone", hint="nothing to do", status=499)
-        piece, more = message.get("body", b""), message.get("more_body", False)
+            raise _gone()
+        more = message.get("more_body", False)
+        yield message.get("body", b"")
 
 
-def _head(scope: Scope, revision: Revision, caller: Principal | None, length: int | None) -> bytes:
-    """Return the head of the request to the runner."""
-    path = scope["raw_path"].split(b"/", 3)
-    target = b"/" + (path[3] if len(path) > 3 else b"")
-    if query := _query(scope["query_string"]):
-        target += b"?" + query
-    lines = [b"%b %b HTTP/1.1" % (scope["method"].encode(), target)]
-    named = _connection_names(scope["headers"])
-    has_host = False
-    for name, value in scope["headers"]:
-        if name in _HOP or name in _OURS or name in named or name.startswith((b"x-fal-", b"x-atoll-", b"x-forwarded-")):
-            continue
-        if name == b"authorization" and revision.auth != "public":
-            continue
-        has_host = has_host or name == b"host"
-        lines.append(name + b": " + value)
-    if not has_host:
-        lines.append(b"host: endpoint")
-    client = scope["client"][0] if scope["client"] else ""
-    lines += [
-        b"x-forwarded-for: " + client.encode(),
-        b"x-forwarded-proto: " + scope["scheme"].encode(),
-        b"x-forwarded-prefix: " + b"/".join(path[:3]),
-        b"x-fal-request-id: " + scope.get("atoll.request", "").encode(),
-    ]
-    if caller is not None:
-        lines.append(b"x-fal-caller-user-id: " + caller.user.encode())
-    if length is None:
-        lines.append(b"transfer-encoding: chunked")
-    elif length or scope["method"] in ("POST", "PUT", "PATCH"):
-        lines.append(b"content-length: %d" % length)
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+def _gone() -> errors.CallerError:
+    return errors.CallerError("the client has gone", hint="nothing to do", status=499)
 
 
-def _connection_names(headers: Any) -> set[bytes]:
-    """Return the headers that a client has named as those of its own connection."""
-    return {one.strip().lower() for name, value in headers if name == b"connection" for one in value.split(b",")}
-
-
-def _query(query: bytes) -> bytes:
-    """Return a query without credentials."""
-    if b"fal_" not in query:
-        return query
-    kept = [(name, value) for name, value in parse_qsl(query.decode("latin-1"), True) if name not in _QUERY_KEYS]
-    return urlencode(kept).encode()
-
-
-async def _answer(exchange: Exchange, status: int, headers: Headers, send: Send, *, head_only: bool) -> None:
-    kept = [(name, value) for name, value in headers if name not in _HOP]
-    await send({"type": "http.response.start", "status": status, "headers": kept})
-    if head_only or status in (204, 304):
-        exchange.reusable = False
+async def _send(answer: Answer, send: Send, *, head_only: bool) -> None:
+    await send({"type": "http.response.start", "status": answer.status, "headers": answer.kept()})
+    if head_only or answer.status in (204, 304):
+        answer.exchange.reusable = False
         await send({"type": "http.response.body", "body": b""})
         return
-    async for piece in exchange.pieces():
+    async for piece in answer.exchange.pieces():
         await send({"type": "http.response.body", "body": piece, "more_body": True})
     await send({"type": "http.response.body", "body": b""})
 

@@ -1,0 +1,162 @@
+"""One request on its way to a runner and back: for the gateway, and for requests that were queued."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from urllib.parse import parse_qsl, urlencode
+
+from atoll import errors
+from atoll.server.endpoints.exchange import Exchange, Headers, RunnerGone
+from atoll.server.endpoints.runner import Runner
+from atoll.server.endpoints.runners import Pool
+
+HOP = {
+    *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer"),
+    *(b"transfer-encoding", b"upgrade", b"proxy-connection"),
+}
+"""Headers of one connection, which are not passed on."""
+_OURS = {b"x-fal-key-id", b"x-fal-key-secret", b"cookie", b"content-length", b"expect"}
+QUERY_KEYS = ("fal_key_id", "fal_key_secret", "fal_jwt_token")
+"""Credentials that a query may have."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as the function's server gets it, but for its body.
+
+    Args:
+        method: such as `POST`.
+        target: path and query below the endpoint's address, without credentials.
+        headers: as the client sent them, names in lower case.
+        id: of the request.
+        caller: the id of the user who asks; empty for anybody.
+        client: the address of the client.
+        scheme: `http` or `https`.
+        prefix: the endpoint's own path.
+        is_public: the endpoint asks nobody for credentials: an `Authorization` is the function's.
+    """
+
+    method: str
+    target: bytes
+    headers: Sequence[tuple[bytes, bytes]]
+    id: str
+    caller: str = ""
+    client: str = ""
+    scheme: str = "https"
+    prefix: bytes = b""
+    is_public: bool = False
+
+    def head(self, length: int | None) -> bytes:
+        """Return the head of the request to the runner.
+
+        Args:
+            length: of the body; None for one that comes in chunks.
+        """
+        lines = [b"%b %b HTTP/1.1" % (self.method.encode(), self.target)]
+        named = {
+            one.strip().lower() for name, value in self.headers if name == b"connection" for one in value.split(b",")
+        }
+        has_host = False
+        for name, value in self.headers:
+            if name in HOP or name in _OURS or name in named:
+                continue
+            if name.startswith((b"x-fal-", b"x-atoll-", b"x-forwarded-")):
+                continue
+            if name == b"authorization" and not self.is_public:
+                continue
+            has_host = has_host or name == b"host"
+            lines.append(name + b": " + value)
+        if not has_host:
+            lines.append(b"host: endpoint")
+        lines += [
+            b"x-forwarded-for: " + self.client.encode(),
+            b"x-forwarded-proto: " + self.scheme.encode(),
+            b"x-forwarded-prefix: " + self.prefix,
+            b"x-fal-request-id: " + self.id.encode(),
+        ]
+        if self.caller:
+            lines.append(b"x-fal-caller-user-id: " + self.caller.encode())
+        if length is None:
+            lines.append(b"transfer-encoding: chunked")
+        elif length or self.method in ("POST", "PUT", "PATCH"):
+            lines.append(b"content-length: %d" % length)
+        return b"\r\n".join(lines) + b"\r\n\r\n"
+
+
+def without_credentials(query: bytes) -> bytes:
+    """Return a query without the credentials in it."""
+    if b"fal_" not in query:
+        return query
+    kept = [(name, value) for name, value in parse_qsl(query.decode("latin-1"), True) if name not in QUERY_KEYS]
+    return urlencode(kept).encode()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of a function's server, whose body is still to come."""
+
+    status: int
+    headers: Headers
+    exchange: Exchange
+
+    def kept(self) -> list[tuple[bytes, bytes]]:
+        """Return the headers that are passed on."""
+        return [(name, value) for name, value in self.headers if name not in HOP]
+
+
+@contextlib.asynccontextmanager
+async def passed(
+    pool: Pool, runner: Runner, asked: Asked, body: bytes, more: AsyncIterator[bytes] | None = None
+) -> AsyncIterator[Answer]:
+    """Give a request to a runner that has a place for it, and yield its answer.
+
+    A request whose body is whole, and that meets a connection which the runner has just closed as idle, is asked once
+    more on a new one: nothing has read it. All else is asked once, since the function may have begun.
+
+    Args:
+        body: the beginning of the body.
+        more: the rest of it; None where `body` is all.
+
+    Raises:
+        RunnerGone: the runner ended first.
+        TimeoutError: no answer began in time.
+    """
+    head = asked.head(len(body) if more is None else None)
+    seconds = pool.revision.options.request_timeout or None
+    while True:
+        try:
+            exchange, used = await runner.connection()
+        except (errors.WorkerDied, errors.PortUnreachable) as error:
+            pool.lost(runner)
+            raise RunnerGone("the function's server has ended", hint="try again", began=False) from error
+        try:
+            async with asyncio.timeout(seconds):
+                status, headers = await exchange.ask(
+                    head + body if more is None else head, None if more is None else _chunks(body, more)
+                )
+        except RunnerGone:
+            exchange.close()
+            if used and more is None:
+                continue
+            raise
+        except BaseException:
+            exchange.close()
+            raise
+        break
+    try:
+        yield Answer(status, headers, exchange)
+    finally:
+        runner.give_back(exchange)
+
+
+async def _chunks(first: bytes, more: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Yield a body in chunks, as HTTP/1.1 frames them."""
+    if first:
+        yield b"%x\r\n%b\r\n" % (len(first), first)
+    async for piece in more:
+        if piece:
+            yield b"%x\r\n%b\r\n" % (len(piece), piece)
+    yield b"0\r\n\r\n"
