@@ -17,7 +17,23 @@ if TYPE_CHECKING:
     from atoll.host.remote.server import Server
 
 COMMANDS = (
-    *("attach", "calls", "cancel", "data", "env", "exec", "logs", "run", "shell", "stack", "status", "top", "usage"),
+    *(
+        "alias",
+        "attach",
+        "calls",
+        "cancel",
+        "data",
+        "env",
+        "exec",
+        "function",
+        "logs",
+        "run",
+        "shell",
+        "stack",
+        "status",
+        "top",
+        "usage",
+    ),
 )
 """Commands that take `--host`."""
 _BEFORE_TARGET = ("exec", "run")

@@ -31,6 +31,8 @@ _COMMANDS = (
     ("top", "calls.top:top", "Watch the calls that run or wait, and the machine."),
     ("stack", "calls.stack:stack", "Show the Python stacks of a running call."),
     ("logs", "daemon:logs", "Print the daemon's log, or a call's output."),
+    ("function", "functions.commands:app", "Serve functions over HTTP from a server, and look at them."),
+    ("alias", "functions.aliases:app", "List and point the names of endpoints."),
     ("usage", "usage.command:usage", "Show calls, time, memory, GPUs and the disk, by function or day."),
     ("version", "version:version", "Show the versions of Atoll and of the programs that it runs."),
     ("completion", "completion.scripts:completion", "Print a script that completes commands in bash, zsh or fish."),

@@ -338,8 +338,8 @@ def pieces(
     yield from (text, function, trust, *pickles, *parts, *sources)
 
 
-def made_anew(file: BinaryIO, call: str) -> Iterator[bytes]:
-    """Yield the bytes of a spool of one call, as another call with this id.
+def made_anew(file: BinaryIO, call: str, batch: str = "") -> Iterator[bytes]:
+    """Yield the bytes of a spool of one call, as another call with this id, in a batch.
 
     Raises:
         ValueError: it is damaged, or has another number of calls.
@@ -350,7 +350,7 @@ def made_anew(file: BinaryIO, call: str) -> Iterator[bytes]:
         raise ValueError("the spool is damaged")
     header = json.loads(text)
     ((_, _, *rest),) = header["calls"]
-    header["calls"] = [[call, time.time(), *rest]]
+    header |= {"calls": [[call, time.time(), *rest]], "batch": batch}
     text = json.dumps(header, separators=(",", ":")).encode()
     yield _PREFIX.pack(MAGIC, len(text), zlib.crc32(text))
     yield text

@@ -150,7 +150,8 @@ class _Exchange:
             self._status = message["status"]
             headers = list(message.get("headers", []))
             names = {name.lower() for name, _ in headers}
-            headers += [item for item in _HEADERS if item[0] not in names]
+            if "atoll.endpoint" not in self._scope:  # the pages of functions decide for themselves
+                headers += [item for item in _HEADERS if item[0] not in names]
             headers.append((b"x-request-id", self._id))
             if self._version:
                 headers.append((b"atoll-protocol", self._version))

@@ -56,6 +56,7 @@ class ServerOptions:
             `ray`, those of a Ray cluster.
         ray_address: of the Ray cluster's head, `HOST:PORT`; empty for the cluster of this machine's Ray node.
         local_node: calls are placed on the server's own machine, too.
+        domain: of the server's names: endpoints have names of their own below `gateway.DOMAIN`; empty for none.
     """
 
     home: Path | None = None
@@ -69,3 +70,4 @@ class ServerOptions:
     engine: str = MACHINES
     ray_address: str = ""
     local_node: bool = True
+    domain: str = ""

@@ -24,6 +24,7 @@ from atoll.server.cluster.handing import Handing
 from atoll.server.cluster.links.arrival import Arrival, ArrivalConnection
 from atoll.server.cluster.links.link import Link, Spare
 from atoll.server.cluster.links.messages import LINE_PATH, LINK_PATH
+from atoll.server.endpoints import websockets
 from atoll.server.line.connection import Connection
 from atoll.server.line.session import Session
 from atoll.server.line.sessions import Sessions
@@ -82,7 +83,7 @@ class Upgrade(asyncio.Protocol):
     async def _answer(self, head: bytes) -> None:
         try:
             async with asyncio.timeout(AUTHENTICATION_SECONDS):
-                await self._upgrade(*_parse(head))
+                await self._upgrade(*_parse(head), head)
         except errors.AtollError as error:
             self._refuse(status_of(error), error.to_data())
         except LineError as error:
@@ -93,9 +94,13 @@ class Upgrade(asyncio.Protocol):
             log.exception("upgrade_failed")
             self._refuse(500, errors.InternalError("the server failed", hint="see the server's log").to_data())
 
-    async def _upgrade(self, target: str, headers: dict[str, str]) -> None:
+    async def _upgrade(self, target: str, headers: dict[str, str], head: bytes) -> None:
         if (path := target.partition("?")[0]) in (LINK_PATH, LINE_PATH):
             await self._link(path, headers)
+            return
+        if path != PATH and (gateway := self.state.parts.get("gateway")) is not None:
+            await websockets.pass_on(gateway, self.state, head, self._transport, self._connections, self._peer(headers))
+            self._connections.discard(self)
             return
         if path != PATH:
             self._refuse(404, errors.ProtocolMismatch("no line is served here", hint=f"use `{PATH}`").to_data())
@@ -124,6 +129,12 @@ class Upgrade(asyncio.Protocol):
             self._attach(self.sessions.open(principal), reply, 0, new=True)
         else:
             self._arrive(self.handing.arrive(principal), reply, 0, new=True)
+
+    def _peer(self, headers: dict[str, str]) -> tuple[str, int]:
+        """Return the client's address, behind proxies that are trusted."""
+        peer = self._transport.get_extra_info("peername")
+        trusted = self.state.options.trusted_proxies
+        return client_address(peer, headers.get("x-forwarded-for", ""), trusted), 0
 
     async def _resume(self, principal: Principal, reply: _Reply, name: str, count: int) -> None:
         if (session := self.sessions.find(name, principal)) is not None:

@@ -27,6 +27,7 @@ def server(
     engine: Literal["machines", "ray"] = "machines",
     ray_address: str = "",
     no_local: Annotated[bool, cyclopts.Parameter(negative="")] = False,
+    domain: str = "",
     demo: Annotated[bool, cyclopts.Parameter(negative="")] = False,
 ) -> int:
     """Serve functions and `/data` of many users over HTTP, until interrupted.
@@ -59,13 +60,15 @@ def server(
         With `--engine ray`: address of the cluster's head, as HOST:PORT; default: the cluster of this machine's Ray node.
     no_local: bool
         Run no calls on this machine, only on those that have joined.
+    domain: str
+        Domain of endpoints: each has the name OWNER-ALIAS.gateway.DOMAIN, too; needs a wildcard in DNS and certificate.
     demo: bool
         Serve on loopback with a new state directory and one user; all of it goes with the end.
     """
     if programs and not demo:
         return wrong_usage("programs are for `--demo`")
     given = (listen != LISTEN, tls_cert, tls_key, home, trusted_proxy, metrics, database, share_uid_between_users)
-    if demo and (any(given) or engine != "machines" or no_local):
+    if demo and (any(given) or engine != "machines" or no_local or domain):
         return wrong_usage("`--demo` chooses its own address and state directory: leave the other options out")
     if ray_address and engine != "ray":
         return wrong_usage("`--ray-address` is for `--engine ray`")
@@ -96,5 +99,6 @@ def server(
         engine=engine,
         ray_address=ray_address,
         local_node=not no_local,
+        domain=domain.lower().strip("."),
     )
     return main.run(options, lambda line: echo(line, flush=True))

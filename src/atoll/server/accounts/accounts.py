@@ -84,6 +84,10 @@ class Accounts:
         """Return the user of a request; see `Authenticator.authenticate`."""
         return await self._authenticator.authenticate(headers, address)
 
+    async def of_key(self, key_id: str) -> Principal | None:
+        """Return the user of a key that is valid now; None for none."""
+        return await self._authenticator.of_key(key_id)
+
     async def change(self, function: Callable[[Connection], T]) -> T:
         """Call a function with a transaction that may end keys or users, and tell those who serve them."""
         result = await self.database.run(function)

@@ -111,6 +111,11 @@ class Authenticator:
         self.used[key_id] = now
         return found.principal
 
+    async def of_key(self, key_id: str) -> Principal | None:
+        """Return the user of a key that is valid now, for who has proof of it of another kind; None for none."""
+        found = await self._find(key_id) if self._pepper.made(key_id) else None
+        return found.principal if found is not None and found.accepts(found.digest, time.time()) else None
+
     async def _find(self, key_id: str) -> Known | None:
         mark = self._database.mark(MARK)
         if mark != self._mark:

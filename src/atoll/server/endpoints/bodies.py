@@ -18,6 +18,8 @@ class Options(msgspec.Struct, frozen=True):
         keep_alive: seconds that an idle runner is kept.
         startup_timeout: seconds until a runner's port must answer.
         request_timeout: seconds until an answer must begin; 0 for no bound.
+        rate_limit: requests a minute of each key, or address where nobody is asked; 0 for no bound.
+        cors: origins of pages that may call it, such as `https://app.example`; `*` for all.
     """
 
     min_concurrency: int = 0
@@ -26,6 +28,8 @@ class Options(msgspec.Struct, frozen=True):
     keep_alive: float = 10.0
     startup_timeout: float = 600.0
     request_timeout: float = 3600.0
+    rate_limit: int = 0
+    cors: tuple[str, ...] = ()
 
 
 class NewRevision(msgspec.Struct, frozen=True):
@@ -86,3 +90,21 @@ class SetAlias(msgspec.Struct, frozen=True):
     """The revision that an alias is to point to; empty for the one before the present one."""
 
     revision: str = ""
+
+
+class NewToken(msgspec.Struct, frozen=True):
+    """A token for browsers.
+
+    Args:
+        allowed_apps: aliases, or `OWNER/ALIAS`, that it is for.
+        token_expiration: seconds.
+    """
+
+    allowed_apps: tuple[str, ...]
+    token_expiration: float = 120.0
+
+
+class Token(msgspec.Struct, frozen=True):
+    """A token that was made."""
+
+    token: str

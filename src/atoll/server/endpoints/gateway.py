@@ -1,26 +1,53 @@
-"""The gateway: requests at `/OWNER/ALIAS/…` are passed on to a runner of the revision that the alias points to."""
+"""The gateway: requests for endpoints are passed on to a runner of the revision that their address names.
+
+Addresses are `/OWNER/ALIAS/…`, `/run/OWNER/ALIAS/…`, `/trigger/OWNER/REVISION/…`, and with a domain of endpoints
+`OWNER-ALIAS.gateway.DOMAIN/…`. An owner is a user's name or id.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
 
-from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.requests import HTTPConnection, Request
+from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from atoll import errors
 from atoll.server.database.database import Database
-from atoll.server.endpoints import rows
+from atoll.server.endpoints import cors, rows
+from atoll.server.endpoints.credentials import authorization_of
 from atoll.server.endpoints.exchange import RunnerGone
 from atoll.server.endpoints.passing import Answer, Asked, passed, without_credentials
+from atoll.server.endpoints.rates import Rates
 from atoll.server.endpoints.rows import Revision
 from atoll.server.endpoints.runners import Runners
+from atoll.server.endpoints.tokens import Tokens
 from atoll.server.principal import Principal
 from atoll.server.state import state_of
 
 KNOWN_SECONDS = 1.0
 """Seconds for which the revision of an alias is remembered: changes of this process are seen at once."""
+MOST_KNOWN = 10_000
+PREFIXES = ("run", "trigger")
+"""First parts of a path that stand before the owner."""
+
+
+class Place(NamedTuple):
+    """What an address names.
+
+    Args:
+        owner: name or id of the user.
+        alias: the alias, or the revision's id.
+        prefix: the endpoint's own path, of bytes as they came.
+        rest: what is behind it, without the first slash.
+    """
+
+    owner: str
+    alias: str
+    prefix: bytes
+    rest: bytes
 
 
 class Gateway:
@@ -28,15 +55,47 @@ class Gateway:
 
     Args:
         database: has revisions and aliases.
+        tokens: reads those of browsers.
+        domain: whose subdomain `gateway` has a name for each endpoint; empty for none.
     """
 
-    def __init__(self, database: Database, runners: Runners) -> None:
-        self._database, self._runners = database, runners
+    def __init__(self, database: Database, runners: Runners, tokens: Tokens, domain: str = "") -> None:
+        self._database, self.runners, self.tokens = database, runners, tokens
+        self._suffix = f".gateway.{domain}".encode() if domain else b""
+        self.rates = Rates()
         self._known: dict[tuple[str, str], tuple[float, Revision | None]] = {}
 
     def forget(self) -> None:
         """Look revisions up anew."""
         self._known.clear()
+
+    # --- addresses ----------------------------------------------------------------------------------------------------
+
+    def place(self, scope: Any) -> Place | None:
+        """Return what the address of a request names; None for another one than an endpoint's."""
+        if self._suffix and (label := self._label(scope["headers"])):
+            owner, _, alias = label.partition("-")
+            return Place(owner, alias, b"", scope["raw_path"].removeprefix(b"/")) if owner and alias else None
+        parts = scope["raw_path"].split(b"/")
+        count = 2 if len(parts) > 1 and parts[1].decode("latin-1") in PREFIXES else 1
+        if len(parts) < count + 2 or not parts[count] or not parts[count + 1]:
+            return None
+        rest = b"/".join(parts[count + 2 :])
+        owner, alias = (part.decode("latin-1") for part in parts[count : count + 2])
+        return Place(owner, alias, b"/".join(parts[: count + 2]), rest)
+
+    def _label(self, headers: Any) -> str:
+        """Return the first label of the host that a request names, where that is an endpoint's."""
+        hosts = [value for name, value in headers if name == b"host"]
+        if len(hosts) != 1:
+            return ""
+        name = hosts[0].partition(b":")[0].lower()
+        label = name.removesuffix(self._suffix)
+        return label.decode("latin-1") if label != name and b"." not in label else ""
+
+    def is_named(self, scope: Any) -> bool:
+        """Return whether a request's host is an endpoint's."""
+        return bool(self._suffix) and bool(self._label(scope["headers"]))
 
     async def find(self, owner: str, name: str) -> Revision:
         """Return the revision of an address.
@@ -48,57 +107,104 @@ class Gateway:
         at, found = self._known.get((owner, name), (0.0, None))
         if found is None or now - at > KNOWN_SECONDS:
             found = await self._database.run(lambda connection: rows.find(connection, owner, name), writes=False)
-            if len(self._known) > 10_000:
+            if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
             self._known[owner, name] = now, found
         if found is None:
-            raise errors.CallerError("there is no such endpoint", hint="see `atoll function list`", status=404)
+            raise self.unknown()
         return found
+
+    @staticmethod
+    def unknown() -> errors.CallerError:
+        """Return the error for an endpoint that there is not, or not for this caller."""
+        return errors.CallerError("there is no such endpoint", hint="see `atoll function list`", status=404)
+
+    # --- callers ------------------------------------------------------------------------------------------------------
+
+    async def admit(self, connection: HTTPConnection, place: Place) -> tuple[Revision, Principal | None]:
+        """Return the revision of a request, and who asks: None for anybody, where the endpoint is public.
+
+        Raises:
+            CallerError: there is no such endpoint, or it is another user's.
+            NotAuthorized: nobody known asks, or too often.
+        """
+        revision = await self.find(place.owner, place.alias)
+        caller = None if revision.auth == "public" else await self._caller(connection, revision, place)
+        if per_minute := revision.options.rate_limit:
+            address = connection.client.host if connection.client is not None else ""
+            self.rates.take(revision.id, caller.key if caller is not None else address, per_minute)
+        return revision, caller
+
+    async def _caller(self, connection: HTTPConnection, revision: Revision, place: Place) -> Principal:
+        state = state_of(connection)
+        address = connection.client.host if connection.client is not None else ""
+        given = authorization_of(connection)
+        if given.token:
+            claims = self.tokens.read(given.token)
+            found: Principal | None = await state.parts["accounts"].of_key(claims.key)
+            if found is None or not claims.allows(place.owner, place.alias):
+                raise errors.NotAuthorized("the token is not for this endpoint", hint="ask for another one with a key")
+        else:
+            found = await state.authenticate({"authorization": given.header}, address)
+        connection.scope["atoll.user"] = found.user
+        if revision.auth == "private" and found.user != revision.user:
+            raise self.unknown()
+        return found
+
+    # --- requests -----------------------------------------------------------------------------------------------------
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
-        request = Request(scope, receive)
-        parameters = scope["path_params"]
+        scope["atoll.endpoint"] = True
+        place = self.place(scope)
         try:
-            revision = await self.find(parameters["owner"], parameters["alias"])
-            caller = await authorize(request, revision)
-            await self._pass(revision, caller, scope, request, send)
+            if place is None:
+                raise self.unknown()
+            await self._serve(place, scope, receive, send)
         except RunnerGone as error:
             if error.details.get("began"):
                 raise ConnectionError("the answer was cut off") from error
-            await _failure(502, error, "runner_disconnected")(scope, receive, send)
+            await failure(502, error, "runner_disconnected")(scope, receive, send)
         except errors.AtollError as error:
-            await _refusal(error)(scope, receive, send)
+            await refusal(error)(scope, receive, send)
         except TimeoutError:
             late = errors.HostUnreachable("the function did not answer in time", hint="see the endpoint's logs")
-            await _failure(504, late, "request_timeout")(scope, receive, send)
+            await failure(504, late, "request_timeout")(scope, receive, send)
 
-    async def _pass(
-        self, revision: Revision, caller: Principal | None, scope: Scope, request: Request, send: Send
-    ) -> None:
+    async def _serve(self, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        origins = (await self.find(place.owner, place.alias)).options.cors
+        if origins and cors.is_preflight(request):
+            await Response(None, 204, cors.preflight(request, origins))(scope, receive, send)
+            return
+        send = cors.allowing(request, origins, send)
+        try:
+            revision, caller = await self.admit(request, place)
+        except errors.AtollError as error:
+            await refusal(error)(scope, receive, send)  # a page of another site may read why
+            return
         first, more = await _beginning(request)
-        pool = self._runners.pool(revision)
+        pool = self.runners.pool(revision)
         runner = await pool.take()
         try:
-            asked = _asked(scope, revision, caller)
+            asked = _asked(scope, revision, caller, place)
             async with passed(pool, runner, asked, first, _rest(request) if more else None) as answer:
                 await _send(answer, send, head_only=scope["method"] == "HEAD")
         finally:
             pool.give_back(runner)
 
 
-def _asked(scope: Scope, revision: Revision, caller: Principal | None) -> Asked:
-    path = scope["raw_path"].split(b"/", 3)
+def _asked(scope: Scope, revision: Revision, caller: Principal | None, place: Place) -> Asked:
     query = without_credentials(scope["query_string"])
     return Asked(
         scope["method"],
-        b"/" + (path[3] if len(path) > 3 else b"") + (b"?" + query if query else b""),
+        b"/" + place.rest + (b"?" + query if query else b""),
         scope["headers"],
         scope.get("atoll.request", ""),
         caller.user if caller is not None else "",
         scope["client"][0] if scope["client"] else "",
         scope["scheme"],
-        b"/".join(path[:3]),
+        place.prefix,
         is_public=revision.auth == "public",
     )
 
@@ -136,49 +242,22 @@ async def _send(answer: Answer, send: Send, *, head_only: bool) -> None:
     await send({"type": "http.response.body", "body": b""})
 
 
-async def authorize(request: Request, revision: Revision) -> Principal | None:
-    """Return who asks; None for anybody, where the endpoint is public.
-
-    Raises:
-        NotAuthorized: the caller is not one of those who may.
-    """
-    if revision.auth == "public":
-        return None
-    state = state_of(request)
-    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in request.headers.raw}
-    headers["authorization"] = _credentials(request, headers)
-    address = request.client.host if request.client is not None else ""
-    found = await state.authenticate(headers, address)
-    request.scope["atoll.user"] = found.user
-    if revision.auth == "private" and found.user != revision.user:
-        raise errors.CallerError("there is no such endpoint", hint="see `atoll function list`", status=404)
-    return found
-
-
-def _credentials(request: Request, headers: dict[str, str]) -> str:
-    """Return the credentials of a request in one form, of the four that it may have."""
-    query = request.query_params
-    if "x-fal-key-id" in headers:
-        return f"Key {headers['x-fal-key-id']}:{headers.get('x-fal-key-secret', '')}"
-    if "fal_key_id" in query:
-        return f"Key {query['fal_key_id']}:{query.get('fal_key_secret', '')}"
-    given = headers.get("authorization", "")
-    kind, _, rest = given.partition(" ")
-    return f"Key {rest}" if kind == "Basic" and ":" in rest else given
-
-
-def _refusal(error: errors.AtollError) -> JSONResponse:
+def refusal(error: errors.AtollError) -> JSONResponse:
+    """Return the answer for a request that no runner has got."""
+    answer: JSONResponse
     if isinstance(error, errors.NotAuthorized):
-        return _failure(error.status, error, "unauthorized")
-    status = error.details.get("status")
-    if isinstance(status, int):
-        return _failure(status, error, "bad_request")
-    answer = _failure(503, error, "runner_scheduling_failure")
-    answer.headers["retry-after"] = str(error.details.get("retry_after", 5))
+        answer = failure(error.status, error, "unauthorized" if error.status != 429 else "rate_limited")
+    elif isinstance(status := error.details.get("status"), int):
+        answer = failure(status, error, "startup_timeout" if status == 504 else "bad_request")
+    else:
+        answer = failure(503, error, "runner_scheduling_failure")
+        answer.headers["retry-after"] = "5"
+    if "retry_after" in error.details:
+        answer.headers["retry-after"] = str(error.details["retry_after"])
     return answer
 
 
-def _failure(status: int, error: errors.AtollError, kind: str) -> JSONResponse:
+def failure(status: int, error: errors.AtollError, kind: str) -> JSONResponse:
     """Return an error of the gateway itself: `detail` is its text, as the published clients show it."""
     data = {"detail": error.message, "error_type": kind, "hint": error.hint}
     return JSONResponse(data, status, {"x-fal-error-type": kind})

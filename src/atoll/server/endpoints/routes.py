@@ -15,7 +15,17 @@ from atoll import errors
 from atoll.server.accounts.routes import insufficient
 from atoll.server.database.database import Database
 from atoll.server.endpoints import rows
-from atoll.server.endpoints.bodies import AUTHS, Alias, Aliases, NewRevision, Revision, Revisions, SetAlias
+from atoll.server.endpoints.bodies import (
+    AUTHS,
+    Alias,
+    Aliases,
+    NewRevision,
+    NewToken,
+    Revision,
+    Revisions,
+    SetAlias,
+    Token,
+)
 from atoll.server.endpoints.gateway import Gateway
 from atoll.server.endpoints.runners import Runners
 from atoll.server.principal import ADMIN, Principal
@@ -33,6 +43,7 @@ def routes() -> list[BaseRoute]:
     return [
         Route(REVISIONS, register, methods=["POST"]),
         typed(REVISIONS, "GET", list_revisions, answer=Revisions),
+        typed("/v1/tokens", "POST", make_token, body=NewToken, answer=Token, status=201),
         typed("/v1/aliases", "GET", list_aliases, answer=Aliases),
         typed("/v1/aliases/{alias}", "PUT", set_alias, body=SetAlias, answer=Alias),
         typed("/v1/aliases/{alias}", "DELETE", delete_alias, answer=Alias),
@@ -185,3 +196,9 @@ async def delete_alias(request: Request) -> Alias:
     assert found is not None
     runners.retire(found.id)
     return _alias(found, runners)
+
+
+async def make_token(request: Request, body: NewToken) -> Token:
+    """Make a short-lived token with which a browser calls some endpoints."""
+    principal, (_, _, gateway) = await principal_of(request), _parts(request)
+    return Token(gateway.tokens.make(principal.key, body.allowed_apps, body.token_expiration))

@@ -91,6 +91,11 @@ def find(connection: Connection, owner: str, name: str) -> Revision | None:
     return None if row is None else _revision(row)
 
 
+def everything(connection: Connection) -> list[Revision]:
+    """Return the revisions of all users."""
+    return [_revision(row) for row in connection.execute(select(*_COLUMNS).select_from(_FROM))]
+
+
 def all_of(connection: Connection, user: str) -> list[Revision]:
     """Return a user's revisions, the newest first."""
     query = select(*_COLUMNS).select_from(_FROM).where(revisions.c.user == user).order_by(revisions.c.created.desc())

@@ -9,11 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import socket
 import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
 
 from atoll import errors
 from atoll.model import spool
@@ -26,6 +26,8 @@ from atoll.work_threads import WorkThreads
 
 POLL_SECONDS = 0.02
 """Between two attempts to reach the port of a runner that starts."""
+ADOPT_SECONDS = 600.0
+"""For a runner that was just starting when the server ended."""
 MOST_IDLE = 32
 """Idle connections to one runner."""
 
@@ -47,6 +49,7 @@ class Runner:
     state: ServerState
     owner: Principal
     call: str
+    revision: str
     port: int
     worker: str = ""
     busy: int = 0
@@ -60,12 +63,21 @@ class Runner:
         Raises:
             AtollError: it does not.
         """
-        descriptor = await _threads.run(self.owner.user, partial(_sealed, file, self.call))
+        descriptor = await _threads.run(self.owner.user, partial(_sealed, file, self.call, self.revision))
         try:
             await self._accept(descriptor)
         finally:
             os.close(descriptor)
         async with asyncio.timeout(seconds):
+            await self._reach()
+
+    async def adopt(self) -> None:
+        """Use a runner that an earlier process has begun.
+
+        Raises:
+            AtollError: it has ended, or its port does not answer.
+        """
+        async with asyncio.timeout(ADOPT_SECONDS):
             await self._reach()
 
     async def _accept(self, descriptor: int) -> None:
@@ -134,6 +146,19 @@ class Runner:
         Raises:
             PortUnreachable, WorkerDied: nothing listens there, or nobody is there.
         """
+        loop = asyncio.get_running_loop()
+        return (await loop.create_connection(Exchange, sock=await self._socket()))[1]
+
+    async def connect(self) -> asyncio.Transport:
+        """Return a new connection to the port, for whoever speaks with it by himself.
+
+        Raises:
+            PortUnreachable, WorkerDied: as `_dial`.
+        """
+        loop = asyncio.get_running_loop()
+        return (await loop.create_connection(asyncio.Protocol, sock=await self._socket()))[0]
+
+    async def _socket(self) -> socket.socket:
         message = {"type": "dial", "worker": self.worker, "port": self.port}
         channel = await self.state.node.connect(self.owner, message)
         try:
@@ -145,12 +170,9 @@ class Runner:
             raise errors.HostUnreachable("the node ended", hint="try again") from error
         finally:
             channel.close()
-        import socket
-
         connected = socket.socket(fileno=descriptor)
         connected.setblocking(False)
-        _, exchange = await asyncio.get_running_loop().create_connection(Exchange, sock=connected)
-        return exchange
+        return connected
 
     async def connection(self) -> tuple[Exchange, bool]:
         """Return a connection, and whether it has been used before."""
@@ -168,20 +190,20 @@ class Runner:
         else:
             exchange.close()
 
-    async def stop(self) -> None:
-        """End the call."""
+    def let_go(self) -> None:
+        """Close the connections; the call goes on."""
         self.over = True
         for exchange in self._idle:
             exchange.close()
         self._idle.clear()
+
+    async def stop(self) -> None:
+        """End the call."""
+        self.let_go()
         with contextlib.suppress(errors.AtollError):
             await self.state.asks.ask(self.owner, "detached.cancel", {"call": self.call})
 
 
-def _sealed(path: Path, call: str) -> int:
+def _sealed(path: Path, call: str, batch: str) -> int:
     with path.open("rb") as file:
-        return sealed_file.make_of(_pieces(file, call))
-
-
-def _pieces(file: BinaryIO, call: str) -> Any:
-    yield from spool.made_anew(file, call)
+        return sealed_file.make_of(spool.made_anew(file, call, batch))

@@ -15,12 +15,15 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
+from uuid import uuid4
 
 from atoll import errors
-from atoll.model.spool import is_id
+from atoll.server.database.database import Database
+from atoll.server.endpoints import rows
 from atoll.server.endpoints.rows import Revision
 from atoll.server.endpoints.runner import Runner
 from atoll.server.principal import Principal
+from atoll.server.process.background import in_background
 from atoll.server.state import ServerState
 
 MOST_WAITING = 1000
@@ -34,12 +37,11 @@ class Pool:
 
     Args:
         file: its spool.
-        new_id: makes ids of calls.
     """
 
-    def __init__(self, state: ServerState, revision: Revision, file: Path, new_id: object) -> None:
+    def __init__(self, state: ServerState, revision: Revision, file: Path) -> None:
         self.revision = revision
-        self._state, self._file, self._new_id = state, file, new_id
+        self._state, self._file = state, file
         self._owner = Principal(revision.user, revision.owner)
         self.runners: list[Runner] = []
         self._starting: set[asyncio.Task[None]] = set()
@@ -106,11 +108,8 @@ class Pool:
             coming += options.max_multiplexing
 
     async def _start(self) -> None:
-        from uuid import uuid4
-
         call = str(uuid4())
-        assert is_id(call)
-        runner = Runner(self._state, self._owner, call, self.revision.port)
+        runner = Runner(self._state, self._owner, call, self.revision.id, self.revision.port)
         try:
             await runner.start(self._file, self.revision.options.startup_timeout)
         except (errors.AtollError, TimeoutError) as error:
@@ -124,9 +123,6 @@ class Pool:
             if not self.runners:
                 self._fail(failure)
             return
-        except asyncio.CancelledError:
-            await asyncio.shield(runner.stop())
-            raise
         self.runners.append(runner)
         self._serve()
 
@@ -159,13 +155,28 @@ class Pool:
             self._starting.add(task)
             task.add_done_callback(self._starting.discard)
 
-    async def close(self) -> None:
-        """End all runners."""
+    def adopt(self, call: str) -> None:
+        """Use a runner that an earlier process of this server has begun."""
+        task = asyncio.ensure_future(self._adopt(call))
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
+
+    async def _adopt(self, call: str) -> None:
+        runner = Runner(self._state, self._owner, call, self.revision.id, self.revision.port)
+        try:
+            await runner.adopt()
+        except (errors.AtollError, TimeoutError):
+            await runner.stop()
+            return
+        self.runners.append(runner)
+        self._serve()
+
+    def leave(self) -> None:
+        """Let go of the runners, for the next process of this server."""
         for task in tuple(self._starting):
             task.cancel()
-        await asyncio.gather(*self._starting, return_exceptions=True)
-        await asyncio.gather(*(one.stop() for one in self.runners), return_exceptions=True)
-        self.runners.clear()
+        for runner in self.runners:
+            runner.let_go()
 
 
 class Runners:
@@ -173,10 +184,11 @@ class Runners:
 
     Args:
         directory: has the spools of revisions, by id.
+        database: has the revisions.
     """
 
-    def __init__(self, state: ServerState, directory: Path) -> None:
-        self._state = state
+    def __init__(self, state: ServerState, directory: Path, database: Database) -> None:
+        self._state, self._database = state, database
         self.directory = directory
         self.pools: dict[str, Pool] = {}
 
@@ -188,7 +200,7 @@ class Runners:
         """Return the pool of a revision."""
         found = self.pools.get(revision.id)
         if found is None:
-            found = self.pools[revision.id] = Pool(self._state, revision, self.file(revision.id), None)
+            found = self.pools[revision.id] = Pool(self._state, revision, self.file(revision.id))
         return found
 
     def retire(self, revision: str) -> None:
@@ -196,19 +208,33 @@ class Runners:
         if (pool := self.pools.get(revision)) is not None:
             pool.retired = True
 
+    async def _adopt(self) -> None:
+        """Use the runners of an earlier process on, and end those of revisions that are gone."""
+        found = await self._database.run(rows.everything, writes=False)
+        by_user: dict[str, list[Revision]] = {}
+        for revision in found:
+            by_user.setdefault(revision.user, []).append(revision)
+        for user, mine in by_user.items():
+            known = {one.id: one for one in mine}
+            asked = {"states": ["waiting", "running"]}
+            answer = await self._state.asks.ask(Principal(user, mine[0].owner), "detached.list", asked)
+            for row in answer["calls"]:
+                if (its := known.get(row.get("batch", ""))) is not None:
+                    self.pool(its).adopt(row["call"])
+
+    async def _look(self) -> None:
+        await self._adopt()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for pool in tuple(self.pools.values()):
+                pool.look(time.monotonic())
+
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Look after the runners while the context is open; afterwards all have ended."""
-        from atoll.server.process.background import in_background
-
-        async def look() -> None:
-            while True:
-                await asyncio.sleep(LOOK_SECONDS)
-                for pool in tuple(self.pools.values()):
-                    pool.look(time.monotonic())
-
+        """Look after the runners while the context is open; they outlive it."""
         try:
-            async with in_background(look):
+            async with in_background(self._look):
                 yield
         finally:
-            await asyncio.gather(*(pool.close() for pool in self.pools.values()))
+            for pool in self.pools.values():
+                pool.leave()

@@ -1,0 +1,1 @@
+"""`atoll function` and `atoll alias`: functions that a server serves."""

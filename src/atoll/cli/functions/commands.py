@@ -1,0 +1,73 @@
+"""`atoll function`: register functions at a server, and look at what is registered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import cyclopts
+
+from atoll.cli.functions.served_by import server_host
+from atoll.cli.tables import age, print_json, print_table
+from atoll.cli.terminal import echo
+
+app = cyclopts.App(
+    name="function",
+    help="Serve functions over HTTP from a server, and look at them.",
+    help_format="plaintext",
+    version_flags=[],
+    result_action="return_value",
+)
+
+Flag = cyclopts.Parameter(negative="")
+
+
+@app.command
+def serve(
+    file: Path, function: str, /, *, alias: str = "", auth: Literal["private", "public", "shared"] = "private"
+) -> int:
+    """Register a function as a new revision, and print its address.
+
+    The function has the option `serve=True`, or `exposed_port=8080` and starts a server of its own.
+
+    Parameters
+    ----------
+    file: Path
+        Python file.
+    function: str
+        Name of the function in it.
+    alias: str
+        Name in the address, which points to this revision from now on; default: the revision's id is there.
+    auth: str
+        Who may call: `private` (your keys), `shared` (all users of the server), `public` (anybody).
+    """
+    from atoll.cli.programs.target import find
+
+    found = find(f"{file}::{function}").function
+    endpoint = (found if getattr(found.host, "server", None) else found.on(server_host())).serve(alias, auth=auth)
+    if alias:
+        echo(f"Registered a new revision for function '{alias}' (revision='{endpoint.revision}').")
+    else:
+        echo(f"Registered anonymous function '{endpoint.revision}'.")
+    echo(f"URL: {endpoint.url}")
+    return 0
+
+
+@app.command(name="list")
+def list_(*, json: Annotated[bool, Flag] = False) -> int:
+    """List your revisions, the newest first.
+
+    Parameters
+    ----------
+    json: bool
+        Print a list of objects; moments in seconds since the epoch.
+    """
+    found = server_host().server.ask("GET", "/v1/revisions")["revisions"]
+    if json:
+        print_json(found)
+    elif not found:
+        echo("nothing is served", error=True)
+    else:
+        rows = [(one["id"], one["alias"], one["function"], one["auth"], age(one["created"])) for one in found]
+        print_table(("revision", "alias", "function", "auth", "age"), rows)
+    return 0
