@@ -132,6 +132,8 @@ def isolated(kind: Any = "virtualenv", **options: Any) -> Any:  # type: ignore[m
         terminal: False for pipes; default: a terminal where the caller's output goes to one.
         on_done: `"notify"` tells you when a detached call is over, or one that took long.
         secrets: names of your secrets that it has as variables; default: all, with `results="data"` none.
+        serve: it may be served as a web app at a server.
+        exposed_port: the port of a server that it starts itself.
 
     Raises:
         TypeError: an option is unknown or of the wrong type; names the nearest valid one.

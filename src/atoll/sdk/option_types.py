@@ -137,6 +137,19 @@ class CommonOptions(TypedDict, total=False):
     `atoll secrets set HF_TOKEN` sets one. `[]` means none. A name that you have not set is a `SecretUnknown`.
     """
 
+    serve: bool
+    """Whether the function may be served as a web app: requests' JSON or queries are its arguments; default: `False`.
+
+    `atoll function serve FILE FUNC`, or `FUNC.serve(alias="NAME")`, registers it at a server. The environment gets FastAPI and
+    uvicorn.
+    """
+
+    exposed_port: int | None
+    """The port of a server that the function starts itself, and never returns from; default: it starts none.
+
+    Requests at the endpoint's address reach that port of the sandbox, for any protocol over HTTP, WebSockets included.
+    """
+
 
 class VirtualenvOptions(CommonOptions, total=False):
     """The options of a function whose packages come from the package index."""
