@@ -22,6 +22,7 @@ COMMANDS = (
         "attach",
         "calls",
         "cancel",
+        "crons",
         "data",
         "env",
         "exec",

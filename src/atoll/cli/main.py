@@ -31,7 +31,11 @@ _COMMANDS = (
     ("top", "calls.top:top", "Watch the calls that run or wait, and the machine."),
     ("stack", "calls.stack:stack", "Show the Python stacks of a running call."),
     ("logs", "daemon:logs", "Print the daemon's log, or a call's output."),
-    ("function", "functions.commands:app", "Serve functions over HTTP from a server, and look at them."),
+    (
+        "function",
+        "functions.commands:app",
+        "Serve functions over HTTP from a server, or have it call them by the clock.",
+    ),
     ("alias", "functions.aliases:app", "List and point the names of endpoints."),
     ("usage", "usage.command:usage", "Show calls, time, memory, GPUs and the disk, by function or day."),
     ("version", "version:version", "Show the versions of Atoll and of the programs that it runs."),
@@ -39,11 +43,15 @@ _COMMANDS = (
     ("auth", "accounts.auth:app", "Log in to a server, see as whom you are, log out."),
     ("key", "accounts.keys:app", "Make, list and revoke keys of a server."),
     ("users", "accounts.users:app", "Add, list and remove users of a server."),
+    ("crons", "functions.crons:app", "List, pause and cancel schedules; show their activations and output."),
     ("server", "server.command:server", "Serve functions and `/data` of many users over HTTP."),
     ("nodes", "nodes.commands:app", "List, drain and remove the machines of a server; make tokens for new ones."),
     ("node", "nodes.node:app", "Join this machine to a server, and run it as a node of that one."),
     ("doctor", "doctor:doctor", "Try the abilities of this machine, with a fix for each missing one."),
 )
+
+_OLDER = {"fn": "function", "cron": "crons", "aliases": "alias", "keys": "key", "secret": "secrets"}
+"""Further names of commands, which the program of 2023 had."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -88,6 +96,11 @@ def _displayed(arguments: list[str]) -> list[str]:
         else:
             position += 1
     return rest
+
+
+def _named(arguments: list[str]) -> list[str]:
+    """Return the arguments with today's name of the command."""
+    return [*(_OLDER.get(name, name) for name in arguments[:1]), *arguments[1:]]
 
 
 def _arranged(arguments: list[str]) -> list[str]:
@@ -146,7 +159,7 @@ def run(arguments: list[str]) -> int:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w", encoding="utf-8")
     try:
-        result = app(_arranged(take_option(_displayed(arguments))), exit_on_error=False, print_error=False)
+        result = app(_arranged(take_option(_named(_displayed(arguments)))), exit_on_error=False, print_error=False)
         if sys.stdout is not None:
             sys.stdout.flush()
     except cyclopts.CycloptsError as error:

@@ -134,6 +134,10 @@ def isolated(kind: Any = "virtualenv", **options: Any) -> Any:  # type: ignore[m
         secrets: names of your secrets that it has as variables; default: all, with `results="data"` none.
         serve: it may be served as a web app at a server.
         exposed_port: the port of a server that it starts itself.
+        schedule: a cron expression by which a server calls it, once it is deployed there.
+        timezone: of `schedule`.
+        overlap: `"skip"`, `"queue"` or `"allow"` a run whose predecessor has not ended.
+        missed: `"skip"` runs that the server has missed, make them up by `"once"`, or `"all"`.
 
     Raises:
         TypeError: an option is unknown or of the wrong type; names the nearest valid one.

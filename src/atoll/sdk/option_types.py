@@ -150,6 +150,24 @@ class CommonOptions(TypedDict, total=False):
     Requests at the endpoint's address reach that port of the sandbox, for any protocol over HTTP, WebSockets included.
     """
 
+    schedule: str | None
+    """A cron expression, such as `"0 7 * * *"`; default: none. `atoll deploy FILE` has the server call the function then.
+
+    The function has no required arguments. A sixth field, in front, has seconds. Other texts are a `ValueError`.
+    """
+
+    timezone: str
+    """The time zone of `schedule`, such as `"Europe/Berlin"`; default `"UTC"`."""
+
+    overlap: Literal["skip", "queue", "allow"]
+    """A run whose predecessor has not ended is left out, waits for it (`"queue"`) or runs beside it; default `"skip"`."""
+
+    missed: Literal["skip", "once", "all"]
+    """Runs that the server missed by more than a minute are left out, made up by one, or by all; default `"skip"`.
+
+    `"all"` begins the newest 100 of them.
+    """
+
 
 class VirtualenvOptions(CommonOptions, total=False):
     """The options of a function whose packages come from the package index."""

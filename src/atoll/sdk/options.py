@@ -19,7 +19,7 @@ from atoll.model.secret_values import check_name
 from atoll.model.spec_fields import MOST_GRACE_SECONDS, UMASK
 from atoll.model.specs import KINDS, NETWORKS
 from atoll.payload import project
-from atoll.sdk import conda_options, retries
+from atoll.sdk import conda_options, retries, schedule_options
 from atoll.sdk.retries import Retries
 
 if TYPE_CHECKING:
@@ -70,6 +70,10 @@ class Options:
     secrets: tuple[str, ...] | None = None
     serve: bool = False
     exposed_port: int | None = None
+    schedule: str | None = None
+    timezone: str = "UTC"
+    overlap: str = "skip"
+    missed: str = "skip"
 
     @property
     def named_packages(self) -> tuple[str, ...]:
@@ -375,6 +379,10 @@ _CHECKS: dict[str, Check] = {
     "secrets": _unless_none(_secrets),
     "serve": lambda name, value: bool(_switch(name, value)),
     "exposed_port": _unless_none(_typed("a port", int, _port)),
+    "schedule": _unless_none(_typed('a cron expression such as "0 7 * * *"', str, schedule_options.check)),
+    "timezone": _typed('a text such as "Europe/Berlin"', str),
+    "overlap": _one_of(schedule_options.OVERLAPS),
+    "missed": _one_of(schedule_options.MISSED),
 }
 
 

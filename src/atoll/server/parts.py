@@ -30,6 +30,7 @@ from atoll.server.login import part as login
 from atoll.server.machines import part as machines
 from atoll.server.nodes import part as nodes
 from atoll.server.pages import install as pages
+from atoll.server.schedules import part as schedules
 from atoll.server.state import ServerState
 from atoll.server.usage import part as usage
 
@@ -50,4 +51,5 @@ PARTS: tuple[Callable[[ServerState], None], ...] = (
     pages.install,
     fleets.install,
     endpoints.install,
+    schedules.install,
 )

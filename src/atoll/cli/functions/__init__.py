@@ -1,1 +1,1 @@
-"""`atoll function` and `atoll alias`: functions that a server serves."""
+"""Commands about functions that a server keeps: served, scheduled and deployed ones."""

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import cyclopts
 
+from atoll.cli.functions.moments import moment
 from atoll.cli.functions.served_by import server_host
 from atoll.cli.tables import age, print_json, print_table
 from atoll.cli.terminal import echo
 
 app = cyclopts.App(
     name="function",
-    help="Serve functions over HTTP from a server, and look at them.",
+    help="Serve functions over HTTP from a server, have it call them by the clock, and look at them.",
     help_format="plaintext",
     version_flags=[],
     result_action="return_value",
@@ -70,4 +71,52 @@ def list_(*, json: Annotated[bool, Flag] = False) -> int:
     else:
         rows = [(one["id"], one["alias"], one["function"], one["auth"], age(one["created"])) for one in found]
         print_table(("revision", "alias", "function", "auth", "age"), rows)
+    return 0
+
+
+@app.command
+def schedule(
+    cron: str,
+    file: str,
+    function: str = "",
+    /,
+    *,
+    timezone: str = "",
+    overlap: str = "",
+    missed: str = "",
+    json: Annotated[bool, Flag] = False,
+) -> int:
+    """Have the server call a function by the clock, and print the id of the schedule.
+
+    Parameters
+    ----------
+    cron: str
+        Minute, hour, day of the month, month and day of the week, such as `0 7 * * *`; with six fields seconds are first.
+    file: str
+        The program; `FILE.py::FUNC` names the function, too.
+    function: str
+        The function; it has no required arguments.
+    timezone: str
+        In which the expression is meant, such as `Europe/Berlin`; default: UTC, or as the function says.
+    overlap: str
+        A run whose predecessor has not ended: skip, queue or allow; default: skip, or as the function says.
+    missed: str
+        Runs that the server missed by more than a minute: skip, once or all; default: skip, or as the function says.
+    json: bool
+        Print the schedule as an object.
+    """
+    from atoll.cli.programs.target import find  # slow to import
+    from atoll.sdk.scheduling import schedule as scheduled
+
+    found = find(f"{file}::{function}" if function else file).function
+    found = found if getattr(found.host, "server", None) else found.on(server_host())
+    given = {"timezone": timezone, "overlap": overlap, "missed": missed}
+    changes: Any = {name: value for name, value in given.items() if value}
+    made = scheduled(found.on(**changes) if changes else found, cron)
+    if json:
+        print_json(made)
+        return 0
+    echo(made["id"])
+    rule = made["rule"]
+    echo(f"`{made['function']}` runs next at {moment(made['next_run'], rule['timezone'])}", error=True)
     return 0

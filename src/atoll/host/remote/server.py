@@ -242,10 +242,13 @@ class Server:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    def ask(self, method: str, path: str, value: Any = None, *, seconds: float | None = None) -> Any:
+    def ask(
+        self, method: str, path: str, value: Any = None, *, seconds: float | None = None, most_bytes: int = 0
+    ) -> Any:
         """Make a request with a JSON body; return the JSON value of the answer.
 
         Args:
+            most_bytes: for an answer that is returned as bytes; fewer than it has are an error.
             seconds: for the connection, and for each part of the answer; by default the answer has any time.
 
         Raises:
@@ -261,7 +264,7 @@ class Server:
                 connection.sock.settimeout(seconds)
                 connection.request(method, self._path + path, body, headers)
                 answer = connection.getresponse()
-                data = answer.read(MOST_ANSWER_BYTES + 1)
+                data = answer.read((most_bytes or MOST_ANSWER_BYTES) + 1)
             except (OSError, http.client.HTTPException) as error:
                 if not again:
                     raise self.unreachable(error) from error
@@ -277,7 +280,7 @@ class Server:
                 raise refused.error
             self.wait_after(refused, attempts)  # a proxy does not reach the server behind it
         self._answers()
-        return self._json(data)
+        return data if most_bytes else self._json(data)
 
     def put(self, path: str, body: BinaryIO | bytes, size: int, method: str = "PUT") -> Any:
         """Upload a file; return the JSON value of the answer.

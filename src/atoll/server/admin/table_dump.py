@@ -16,6 +16,7 @@ from atoll.server.accounts.audit import MACHINE, audit
 from atoll.server.database.database import Database
 from atoll.server.database.tables import metadata
 from atoll.server.nodes import tables as _nodes  # noqa: F401 - their tables are a part of the metadata
+from atoll.server.schedules import tables as _schedules  # noqa: F401 - as above, with those of endpoints
 from atoll.server.usage import tables as _usage  # noqa: F401 - as above
 
 _BINARY = "base64"

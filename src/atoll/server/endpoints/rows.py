@@ -69,6 +69,13 @@ def add(connection: Connection, user: str, found: dict[str, Any], alias: str) ->
         point(connection, user, alias, found["id"])
 
 
+def plain(name: str, function: str, size_bytes: int) -> dict[str, Any]:
+    """Return the fields of a revision of a function that is no server."""
+    options = msgspec.json.encode(Options()).decode()
+    found = {"id": name, "function": function[:400], "port": 0, "options": options, "auth": "private"}
+    return {**found, "size_bytes": size_bytes}
+
+
 def point(connection: Connection, user: str, alias: str, revision: str) -> None:
     """Let an alias point to a revision."""
     where = (aliases.c.user == user) & (aliases.c.alias == alias)

@@ -1,0 +1,1 @@
+"""Schedules: functions that a server calls by the clock, with the history of their activations."""
