@@ -18,6 +18,7 @@ from atoll import ownership
 from atoll.errors import StateUntrusted, StateUnusable
 from atoll.model.options.cluster import ClusterSettings
 from atoll.model.options.environments import EnvironmentsSettings
+from atoll.model.options.queue import QueueSettings, WebhooksSettings
 from atoll.model.options.ray import RaySettings
 from atoll.model.options.storage import StorageSettings
 from atoll.model.options.users import UsersSettings
@@ -171,6 +172,8 @@ class Settings:
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     storage: StorageSettings = field(default_factory=StorageSettings)
     ray: RaySettings = field(default_factory=RaySettings)
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    webhooks: WebhooksSettings = field(default_factory=WebhooksSettings)
     mistake: str = ""
     """The message for a file that is not read, so that all options have their defaults; see `usable`."""
 
@@ -229,6 +232,8 @@ GROUPS: Mapping[str, type[Any]] = {
     "cluster": ClusterSettings,
     "storage": StorageSettings,
     "ray": RaySettings,
+    "queue": QueueSettings,
+    "webhooks": WebhooksSettings,
 }
 """The tables of `settings.toml`."""
 

@@ -30,9 +30,11 @@ from atoll.server.login import part as login
 from atoll.server.machines import part as machines
 from atoll.server.nodes import part as nodes
 from atoll.server.pages import install as pages
+from atoll.server.queue import part as queue
 from atoll.server.schedules import part as schedules
 from atoll.server.state import ServerState
 from atoll.server.usage import part as usage
+from atoll.server.webhooks import part as webhooks
 
 PARTS: tuple[Callable[[ServerState], None], ...] = (
     accounts.install,
@@ -50,6 +52,8 @@ PARTS: tuple[Callable[[ServerState], None], ...] = (
     files.install,
     pages.install,
     fleets.install,
+    webhooks.install,
     endpoints.install,
+    queue.install,
     schedules.install,
 )

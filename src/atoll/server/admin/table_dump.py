@@ -15,9 +15,12 @@ from atoll import errors
 from atoll.server.accounts.audit import MACHINE, audit
 from atoll.server.database.database import Database
 from atoll.server.database.tables import metadata
-from atoll.server.nodes import tables as _nodes  # noqa: F401 - their tables are a part of the metadata
-from atoll.server.schedules import tables as _schedules  # noqa: F401 - as above, with those of endpoints
+from atoll.server.endpoints import tables as _endpoints  # noqa: F401 - their tables are a part of the metadata
+from atoll.server.nodes import tables as _nodes  # noqa: F401 - as above
+from atoll.server.queue import tables as _queue  # noqa: F401 - as above
+from atoll.server.schedules import tables as _schedules  # noqa: F401 - as above
 from atoll.server.usage import tables as _usage  # noqa: F401 - as above
+from atoll.server.webhooks import tables as _webhooks  # noqa: F401 - as above
 
 _BINARY = "base64"
 
