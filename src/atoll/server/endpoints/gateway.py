@@ -136,19 +136,28 @@ class Gateway:
         return revision, caller
 
     async def _caller(self, connection: HTTPConnection, revision: Revision, place: Place) -> Principal:
+        found = await self.known_caller(connection, place.owner, place.alias)
+        if revision.auth == "private" and found.user != revision.user:
+            raise self.unknown()
+        return found
+
+    async def known_caller(self, connection: HTTPConnection, owner: str, alias: str) -> Principal:
+        """Return who asks, of all users; a token must be for this endpoint.
+
+        Raises:
+            NotAuthorized: nobody known asks.
+        """
         state = state_of(connection)
         address = connection.client.host if connection.client is not None else ""
         given = authorization_of(connection)
         if given.token:
             claims = self.tokens.read(given.token)
             found: Principal | None = await state.parts["accounts"].of_key(claims.key)
-            if found is None or not claims.allows(place.owner, place.alias):
+            if found is None or not claims.allows(owner, alias):
                 raise errors.NotAuthorized("the token is not for this endpoint", hint="ask for another one with a key")
         else:
             found = await state.authenticate({"authorization": given.header}, address)
         connection.scope["atoll.user"] = found.user
-        if revision.auth == "private" and found.user != revision.user:
-            raise self.unknown()
         return found
 
     # --- requests -----------------------------------------------------------------------------------------------------

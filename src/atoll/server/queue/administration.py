@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from atoll import errors
 from atoll.server.accounts.audit import audit
-from atoll.server.endpoints.gateway import authorize
+from atoll.server.endpoints.gateway import Gateway
 from atoll.server.endpoints.rows import Revision
 from atoll.server.principal import ADMIN, Principal
-from atoll.server.queue.answers import answered
+from atoll.server.queue.answers import answer
 from atoll.server.queue.queue import Queue
 from atoll.server.state import state_of
 
@@ -20,19 +23,28 @@ def routes() -> list[BaseRoute]:
     """Return the routes."""
     path = "/applications/{owner}/{alias}/queue"
     return [
-        Route(form, answered(function), methods=[method], include_in_schema=False)
+        Route(form, _answered(function), methods=[method], include_in_schema=False)
         for form in (path, path + "/")
         for method, function in (("GET", size), ("DELETE", flush))
     ]
 
 
+def _answered(function: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+    async def handle(request: Request) -> Response:
+        return await answer(partial(function, request), request.scope)
+
+    handle.__doc__ = function.__doc__
+    return handle
+
+
 async def _owned(request: Request) -> tuple[Queue, Revision, Principal]:
     """Return the endpoint of a path, for its owner alone."""
     parts, parameters = state_of(request).parts, request.path_params
-    revision: Revision = await parts["gateway"].find(parameters["owner"], parameters["alias"])
-    private = Revision("", revision.user, revision.owner, "", 0, revision.options, "private", 0.0)
-    caller = await authorize(request, private)
-    assert caller is not None
+    gateway: Gateway = parts["gateway"]
+    revision = await gateway.find(parameters["owner"], parameters["alias"])
+    caller = await gateway.known_caller(request, parameters["owner"], parameters["alias"])
+    if caller.user != revision.user:
+        raise gateway.unknown()
     return parts["queue"], revision, caller
 
 

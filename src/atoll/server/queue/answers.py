@@ -6,8 +6,8 @@ import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Scope
 
 from atoll import errors
 from atoll.server.app import status_of
@@ -16,7 +16,7 @@ from atoll.server.queue.order import WAITING, Entry
 from atoll.server.queue.queue import Queue
 from atoll.server.queue.rows import OVER, Known
 
-Handler = Callable[[Request], Awaitable[Response]]
+Handler = Callable[[], Awaitable[Response]]
 
 
 def ids(request: str, links: Links) -> dict[str, str]:
@@ -53,28 +53,28 @@ def failure(status: int, kind: str, error: errors.AtollError) -> JSONResponse:
     """Return an error of the queue itself; `detail` is its text, as the published clients show it."""
     data = {"detail": error.message, "error_type": kind, "hint": error.hint}
     headers = {"x-fal-error-type": kind}
-    if status in (429, 503):
+    if status in (429, 503) or "retry_after" in error.details:
         headers["retry-after"] = str(error.details.get("retry_after", 5))
     if status == 401:
         headers["www-authenticate"] = "Key"
     return JSONResponse(data, status, headers)
 
 
-def answered(handle: Handler) -> Handler:
-    """Return a handler whose errors are answered as the published clients read them, and that names the request."""
+async def answer(handle: Handler, scope: Scope, name: str = "") -> Response:
+    """Return a handler's answer, or an error as the published clients read it; both name the request.
 
-    async def wrapped(request: Request) -> Response:
-        try:
-            answer = await handle(request)
-        except errors.AtollError as error:
-            status = error.status if isinstance(error, errors.NotAuthorized) else status_of(error)
-            answer = failure(status, _KINDS.get(status, "bad_request" if status < 500 else "internal_error"), error)
-        answer.headers.setdefault("x-fal-request-id", request.path_params.get("id") or request.scope["atoll.request"])
-        answer.headers.setdefault("cache-control", "no-store")
-        return answer
-
-    wrapped.__doc__ = handle.__doc__
-    return wrapped
+    Args:
+        name: the id of the queued request; empty for none.
+    """
+    try:
+        found = await handle()
+    except errors.AtollError as error:
+        status = error.status if isinstance(error, errors.NotAuthorized) else status_of(error)
+        kind = _KINDS.get(status, "bad_request" if status < 500 else "internal_error")
+        found = failure(status, kind, error)
+    found.headers.setdefault("x-fal-request-id", name or scope["atoll.request"])
+    found.headers.setdefault("cache-control", "no-store")
+    return found
 
 
 _KINDS = {401: "unauthorized", 403: "unauthorized", 503: "runner_scheduling_failure"}

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from functools import partial
 
-from starlette.routing import Route
-
 from atoll.server.database.database import DIRECTORY
 from atoll.server.endpoints.rows import Revision
 from atoll.server.endpoints.runners import Pool
@@ -13,8 +11,11 @@ from atoll.server.queue.administration import routes as administration
 from atoll.server.queue.links import QUEUE
 from atoll.server.queue.payloads import payload
 from atoll.server.queue.queue import Queue
-from atoll.server.queue.routes import routes
+from atoll.server.queue.routes import Addresses
 from atoll.server.state import ServerState
+
+MOST_ASKED = 1 << 20
+"""Bytes of a body where none is needed."""
 
 
 def install(state: ServerState) -> None:
@@ -29,10 +30,9 @@ def install(state: ServerState) -> None:
     queue = Queue(parts["accounts"].database, options.home / DIRECTORY / "queue", options.queue, place, deliveries.wake)
     deliveries.payload = partial(payload, queue)
     parts["queue"] = queue
+    state.body_bytes["/applications"] = MOST_ASKED
     state.body_bytes[QUEUE + "/"] = options.queue.request_bytes
-    at = next(
-        (number for number, one in enumerate(state.routes) if isinstance(one, Route) and one.endpoint is gateway),
-        len(state.routes),
-    )
-    state.routes[at:at] = [*administration(), *routes()]
+    domain = state.options.domain
+    state.routes.insert(0, Addresses(queue, gateway, domain, by_host=True))
+    state.routes[-1:-1] = [*administration(), Addresses(queue, gateway, domain, by_host=False)]
     state.lifespan.append(queue.serving)

@@ -1,96 +1,137 @@
-"""Routes of the queue: below `/queue` as today's clients ask, and in the endpoint's own paths as in 2023.
-
-No path redirects: each has a form with and one without a slash at its end.
-"""
+"""Requests to the queue, and their answers; no address redirects, with or without a slash at its end."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from urllib.parse import parse_qsl, urlencode
 from uuid import uuid4
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import BaseRoute, Route
+from starlette.routing import BaseRoute, Match
+from starlette.types import Receive, Scope, Send
 
 from atoll import errors
-from atoll.server.endpoints.bodies import Options
-from atoll.server.endpoints.gateway import authorize
+from atoll.server.endpoints import cors
+from atoll.server.endpoints.gateway import Gateway, Place
 from atoll.server.endpoints.passing import without_credentials
 from atoll.server.endpoints.rows import Revision
-from atoll.server.queue.answers import answered, ids, state
+from atoll.server.queue.answers import answer, ids, state
 from atoll.server.queue.files import ANSWER, BODY, INLINE_BYTES
 from atoll.server.queue.heads import Head, kept
-from atoll.server.queue.links import QUEUE, check_id, links_of, parts_of, unknown
+from atoll.server.queue.links import (
+    CANCEL,
+    GET,
+    NONE,
+    QUEUE,
+    RESULT,
+    STATUS,
+    STREAM,
+    SUBMIT,
+    Address,
+    Links,
+    check_id,
+    is_named,
+    links_of,
+    read,
+    unknown,
+)
 from atoll.server.queue.order import LOW, NORMAL, Entry
 from atoll.server.queue.queue import Queue
 from atoll.server.queue.rows import OVER, Known
 from atoll.server.queue.stream import events
-from atoll.server.state import state_of
 from atoll.server.webhooks.targets import check_url
 
 MOST_KEY = 255
 """Characters of an idempotency key."""
 MOST_TIMEOUT = 30 * 86_400.0
-_SUBMIT = "fal/queue/submit/"
 _OWN = ("fal_webhook", "fal_max_queue_length")
 """Parameters of a submit's query that are the queue's."""
 
 
-def routes() -> list[BaseRoute]:
-    """Return the routes."""
-    endpoint, old = QUEUE + "/{owner}/{alias}", "/{owner}/{alias}/fal/queue"
-    one = endpoint + "/requests/{id}"
-    asked = [
-        ("POST", old + "/submit", submit),
-        ("POST", old + "/submit/{rest:path}", submit),
-        ("GET", old + "/requests/{id}/status", status),
-        ("GET", old + "/requests/{id}/status/stream", stream),
-        ("GET", old + "/requests/{id}/response", result),
-        ("PUT", old + "/requests/{id}/cancel", cancel),
-        ("GET", old + "/{id}/get", status_or_result),
-        ("PUT", old + "/{id}/cancel", cancel),
-        ("GET", one + "/status", status),
-        ("GET", one + "/status/stream", stream),
-        ("GET", one + "/response", result),
-        ("GET", one, result),
-        ("PUT", one + "/cancel", cancel),
-        ("POST", endpoint, submit),
-        ("POST", endpoint + "/{rest:path}", submit),
-    ]
-    found: list[BaseRoute] = []
-    for method, path, function in asked:
-        handler = answered(function)
-        forms = [path] if path.endswith(":path}") or path == endpoint else [path, path + "/"]
-        found += [Route(form, handler, methods=[method], include_in_schema=False) for form in forms]
-    return found
+@dataclass(frozen=True)
+class Asked:
+    """A request to the queue.
+
+    Args:
+        request: of HTTP.
+        address: what it names.
+    """
+
+    request: Request
+    address: Address
+    queue: Queue
+    gateway: Gateway
+
+    @property
+    def links(self) -> Links:
+        """The addresses that its client is given."""
+        return links_of(self.request, self.address)
+
+    @property
+    def wants_logs(self) -> bool:
+        """True where the client asks for what the function prints."""
+        return self.request.query_params.get("logs", "") in ("1", "true", "True")
 
 
-def _queue(request: Request) -> Queue:
-    found: Queue = state_of(request).parts["queue"]
-    return found
+class Addresses(BaseRoute):
+    """The route of all addresses of the queue.
+
+    Args:
+        by_host: for requests whose host names an endpoint or the queue; else for those whose path does.
+    """
+
+    def __init__(self, queue: Queue, gateway: Gateway, domain: str, *, by_host: bool) -> None:
+        self.path = QUEUE + "/{owner}/{alias}/{rest}"
+        self._queue, self._gateway, self._domain, self._by_host = queue, gateway, domain, by_host
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Return whether a request is for the queue."""
+        if scope["type"] != "http" or (self._by_host and not self._domain):
+            return Match.NONE, {}
+        if self._by_host and not is_named(scope, self._gateway, self._domain):
+            return Match.NONE, {}
+        address = read(scope, self._gateway, self._domain)
+        return (Match.FULL if address is not None else Match.NONE), {"route": self, "atoll.queue": address}
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer it."""
+        request, address = Request(scope, receive), scope["atoll.queue"]
+        origins: Sequence[str] = ()
+        with contextlib.suppress(errors.AtollError):
+            origins = (await self._gateway.find(address.owner, address.alias)).options.cors
+        if origins and cors.is_preflight(request):
+            await Response(None, 204, cors.preflight(request, origins))(scope, receive, send)
+            return
+        asked = Asked(request, address, self._queue, self._gateway)
+        found = await answer(partial(_VERBS[address.verb], asked), scope, address.id if address.verb else "")
+        if origins:
+            found.headers.setdefault("cross-origin-resource-policy", "cross-origin")
+        await found(scope, receive, cors.allowing(request, origins, send))
 
 
-async def submit(request: Request) -> Response:
+async def submit(asked: Asked) -> Response:
     """Queue a request to an endpoint."""
-    queue, parameters = _queue(request), request.path_params
-    revision: Revision = await state_of(request).parts["gateway"].find(parameters["owner"], parameters["alias"])
-    caller = await authorize(request, revision)
-    links = links_of(request)
-    user = caller.user if caller is not None else ""
-    entry = Entry(str(uuid4()), revision.user, revision.owner, parameters["alias"], user)
+    request, queue, address = asked.request, asked.queue, asked.address
+    place = Place(address.owner, address.alias, b"", b"")
+    revision, caller = await asked.gateway.admit(request, place)
+    links, user = asked.links, caller.user if caller is not None else ""
+    entry = Entry(str(uuid4()), revision.user, revision.owner, address.alias, user)
     _read_headers(request, entry)
     url = request.query_params.get("fal_webhook", "")
     if url:
         check_url(url)
     _check_length(request, queue, entry)
     body, digest = await _body(request, queue, entry)
-    more = {"idempotency": _idempotency(request, entry), "digest": digest, "url": url}
+    more = {"idempotency": _idempotency(asked, entry), "digest": digest, "url": url}
     try:
-        name = await queue.submit(entry, _head(request, revision), body, more)
+        name = await queue.submit(entry, _head(asked, revision), body, more)
     except BaseException:
         if body is None:
             await queue.files.remove([entry.id], BODY)
@@ -172,83 +213,70 @@ async def _pieces(request: Request) -> AsyncIterator[bytes]:
         raise errors.CallerError("the client has gone", hint="nothing to do", status=499) from error
 
 
-def _idempotency(request: Request, entry: Entry) -> str | None:
+def _idempotency(asked: Asked, entry: Entry) -> str | None:
     """Return the digest of caller, endpoint and key; None without a key, or for a caller whom nobody knows."""
-    key = request.headers.get("idempotency-key", "")
+    key = asked.request.headers.get("idempotency-key", "")
     if not key or not entry.caller:
         return None
     if len(key) > MOST_KEY:
         raise errors.CallerError(f"an idempotency key has at most {MOST_KEY} characters", hint="use a UUID")
-    text = json.dumps([entry.caller, entry.owner, entry.alias, parts_of(request)[1], key])
+    text = json.dumps([entry.caller, entry.owner, entry.alias, asked.address.rest, key])
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _head(request: Request, revision: Revision) -> Head:
-    scope, (_, rest) = request.scope, parts_of(request)
-    if "/fal/queue/submit" in scope["route"].path:
-        if not (rest + "/").startswith(_SUBMIT):
-            raise errors.CallerError("the path is ambiguous", hint="write it plainly", status=400)
-        rest = rest[len(_SUBMIT) :]
+def _head(asked: Asked, revision: Revision) -> Head:
+    scope, rest = asked.request.scope, asked.address.rest
     query = without_credentials(scope["query_string"])
     if any(name.encode() in query for name in _OWN):
         pairs = [pair for pair in parse_qsl(query.decode("latin-1"), True) if pair[0] not in _OWN]
         query = urlencode(pairs).encode()
     public = revision.auth == "public"
     return Head(
-        request.method,
+        scope["method"],
         "/" + rest + ("?" + query.decode("latin-1") if query else ""),
         kept(scope["headers"], public=public),
         scope["client"][0] if scope["client"] else "",
         scope["scheme"],
-        f"/{revision.owner}/{request.path_params['alias']}",
+        f"/{revision.owner}/{asked.address.alias}",
         public,
     )
 
 
-async def _found(request: Request) -> Entry | Known:
+async def _found(asked: Asked) -> Entry | Known:
     """Return the request that a path names.
 
     Raises:
         CallerError: there is none, or it is another's: both look the same.
         NotAuthorized: the caller has no key that is valid.
     """
-    parameters = request.path_params
-    found = await _queue(request).find(check_id(parameters["id"]))
-    if (
-        found is None
-        or found.alias != parameters["alias"]
-        or parameters["owner"] not in (found.owner, found.owner_name)
-    ):
+    address = asked.address
+    found = await asked.queue.find(check_id(address.id))
+    if found is None or found.alias != address.alias or address.owner not in (found.owner, found.owner_name):
         raise unknown()
     if found.caller:
-        any_user = Revision("", found.owner, found.owner_name, "", 0, Options(), "shared", 0.0)
-        caller = await authorize(request, any_user)
-        if caller is None or caller.user != found.caller:
+        caller = await asked.gateway.known_caller(asked.request, address.owner, address.alias)
+        if caller.user != found.caller:
             raise unknown()
     return found
 
 
-def _wants_logs(request: Request) -> bool:
-    return request.query_params.get("logs", "") in ("1", "true", "True")
-
-
-async def status(request: Request) -> Response:
+async def status(asked: Asked) -> Response:
     """Tell the state of a request: 200 when it is over, 202 before."""
-    found, links = await _found(request), links_of(request)
-    code, data = state(_queue(request), found, links, logs=_wants_logs(request))
+    found, links = await _found(asked), asked.links
+    code, data = state(asked.queue, found, links, logs=asked.wants_logs)
     return JSONResponse(data, code)
 
 
-async def stream(request: Request) -> Response:
+async def stream(asked: Asked) -> Response:
     """Tell the states of a request as they change, until it is over."""
-    found, links = await _found(request), links_of(request)
-    told = events(_queue(request), found, links, logs=_wants_logs(request))
+    found, links = await _found(asked), asked.links
+    told = events(asked.queue, found, links, logs=asked.wants_logs)
     return StreamingResponse(told, media_type="text/event-stream")
 
 
-async def result(request: Request) -> Response:
+async def result(asked: Asked) -> Response:
     """Return the answer of the function: its status, its headers and its body."""
-    return await _result(_queue(request), await _found(request))
+    return await _result(asked.queue, await _found(asked))
 
 
 async def _result(queue: Queue, found: Entry | Known) -> Response:
@@ -265,12 +293,12 @@ async def _result(queue: Queue, found: Entry | Known) -> Response:
     if body is None:
         pieces = queue.files.pieces(found.id, ANSWER)
         headers.append(("content-length", str(found.answer_bytes)))
-    answer = StreamingResponse(pieces, found.status) if pieces is not None else Response(body, found.status)
+    told = StreamingResponse(pieces, found.status) if pieces is not None else Response(body, found.status)
     raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-    answer.raw_headers += raw
-    answer.raw_headers.append((b"content-security-policy", b"sandbox; default-src 'none'"))  # it is a function's page
-    answer.headers["x-fal-request-id"] = found.id
-    return answer
+    told.raw_headers += raw
+    told.raw_headers.append((b"content-security-policy", b"sandbox; default-src 'none'"))  # it is a function's page
+    told.headers["x-fal-request-id"] = found.id
+    return told
 
 
 def headers_of_function(headers: list[tuple[str, str]]) -> bool:
@@ -278,18 +306,36 @@ def headers_of_function(headers: list[tuple[str, str]]) -> bool:
     return any(not name.startswith("x-fal-") for name, _ in headers)
 
 
-async def status_or_result(request: Request) -> Response:
+async def status_or_result(asked: Asked) -> Response:
     """Tell the state of a request, or return its answer when it is over."""
-    found, links = await _found(request), links_of(request)
+    found, links = await _found(asked), asked.links
     if isinstance(found, Known) and found.state == OVER:
-        return await _result(_queue(request), found)
-    code, data = state(_queue(request), found, links, logs=_wants_logs(request))
+        return await _result(asked.queue, found)
+    code, data = state(asked.queue, found, links, logs=asked.wants_logs)
     return JSONResponse(data, code)
 
 
-async def cancel(request: Request) -> Response:
+async def cancel(asked: Asked) -> Response:
     """Cancel a request: 202 when it was not over, else 400."""
-    found = await _found(request)
-    if isinstance(found, Entry) and await _queue(request).cancel(found):
+    found = await _found(asked)
+    if isinstance(found, Entry) and await asked.queue.cancel(found):
         return JSONResponse({"status": "CANCELLATION_REQUESTED"}, 202)
     return JSONResponse({"status": "ALREADY_COMPLETED", "detail": "the request is over"}, 400)
+
+
+async def nothing(asked: Asked) -> Response:
+    """Refuse what is no address of the queue's."""
+    raise errors.CallerError(
+        f"the queue knows no such address for {asked.request.method}", hint="see docs/server/queue.md", status=404
+    )
+
+
+_VERBS = {
+    SUBMIT: submit,
+    STATUS: status,
+    STREAM: stream,
+    RESULT: result,
+    GET: status_or_result,
+    CANCEL: cancel,
+    NONE: nothing,
+}
