@@ -14,5 +14,5 @@ def install(state: ServerState) -> None:
     clock = Clock(state, state.parts["accounts"].database, runners.file)
     state.parts["clock"] = clock
     state.body_bytes[SCHEDULES] = MOST_BYTES
-    state.routes[:0] = routes()  # before the addresses of endpoints, which begin with names of users
+    state.routes[-1:-1] = routes()  # before the addresses of endpoints, which begin with names of users
     state.lifespan.append(clock.running)
