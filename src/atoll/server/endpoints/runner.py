@@ -14,9 +14,13 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from atoll import errors
 from atoll.model import spool
+from atoll.server.cluster.contract import LOCAL
+from atoll.server.cluster.links.link import Link
+from atoll.server.cluster.links.own_line import open_line
 from atoll.server.endpoints.exchange import Exchange
 from atoll.server.principal import Principal
 from atoll.server.state import ServerState
@@ -28,6 +32,7 @@ POLL_SECONDS = 0.02
 """Between two attempts to reach the port of a runner that starts."""
 ADOPT_SECONDS = 600.0
 """For a runner that was just starting when the server ended."""
+PIECE_BYTES = 1 << 20
 MOST_IDLE = 32
 """Idle connections to one runner."""
 
@@ -81,8 +86,20 @@ class Runner:
             await self._reach()
 
     async def _accept(self, descriptor: int) -> None:
-        arguments = {"spool": self.call}
-        message = {"type": "request", "name": "detached.accept", "arguments": arguments}
+        size = sealed_file.size_of(descriptor)
+        message = {"type": "request", "name": "detached.accept", "arguments": {"spool": self.call}}
+        if (link := await self._link_for(message)) is not None:
+            line = await open_line(link, self.owner, {**message, "bytes": size})
+            try:
+                at = 0
+                while at < size:
+                    piece = os.pread(descriptor, PIECE_BYTES, at)
+                    at += len(piece)
+                    await line.send(piece)
+                await line.answer()
+            finally:
+                line.close()
+            return
         channel = await self.state.node.connect(self.owner, message, [descriptor])
         try:
             while True:
@@ -95,6 +112,22 @@ class Runner:
             raise errors.HostUnreachable("the node ended", hint="try again") from error
         finally:
             channel.close()
+
+    async def _link_for(self, message: dict[str, Any]) -> Link | None:
+        """Return the link to the machine for a request; None for the server's own."""
+        cluster, handing = self.state.parts["cluster"], self.state.parts["handing"]
+        if cluster.alone or handing.find is None:
+            return None
+        return self._link(await handing.find(self.owner, message))
+
+    def _link(self, node: str) -> Link | None:
+        cluster = self.state.parts["cluster"]
+        if node in ("", LOCAL):
+            return None
+        link: Link | None = cluster.links.get(node)
+        if link is None:
+            raise errors.HostUnreachable(f"the machine `{node}` does not answer", hint="see `atoll nodes list`")
+        return link
 
     async def _reach(self) -> None:
         """Wait for the worker, and for its port."""
@@ -146,8 +179,9 @@ class Runner:
         Raises:
             PortUnreachable, WorkerDied: nothing listens there, or nobody is there.
         """
-        loop = asyncio.get_running_loop()
-        return (await loop.create_connection(Exchange, sock=await self._socket()))[1]
+        exchange = Exchange()
+        await self._connect(exchange)
+        return exchange
 
     async def connect(self) -> asyncio.Transport:
         """Return a new connection to the port, for whoever speaks with it by himself.
@@ -155,11 +189,24 @@ class Runner:
         Raises:
             PortUnreachable, WorkerDied: as `_dial`.
         """
-        loop = asyncio.get_running_loop()
-        return (await loop.create_connection(asyncio.Protocol, sock=await self._socket()))[0]
+        return await self._connect(asyncio.Protocol())
 
-    async def _socket(self) -> socket.socket:
-        message = {"type": "dial", "worker": self.worker, "port": self.port}
+    async def _connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        worker, _, node = self.worker.rpartition("@") if "@" in self.worker else (self.worker, "", "")
+        if (link := self._link(node)) is not None:
+            line = await open_line(link, self.owner, {"type": "dial", "worker": worker, "port": self.port})
+            try:
+                await line.answer()
+            except BaseException:
+                line.close()
+                raise
+            line.carry(protocol)
+            return line
+        loop = asyncio.get_running_loop()
+        return (await loop.create_connection(lambda: protocol, sock=await self._socket(worker)))[0]
+
+    async def _socket(self, worker: str) -> socket.socket:
+        message = {"type": "dial", "worker": worker, "port": self.port}
         channel = await self.state.node.connect(self.owner, message)
         try:
             header = (await channel.receive()).header
