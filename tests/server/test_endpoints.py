@@ -285,6 +285,77 @@ def test_idle_runners_end(server: Server, host: Host) -> None:
     until(lambda: runners(server, "brief") == 0)
 
 
+def test_a_client_that_goes_frees_its_runner(server: Server, host: Host) -> None:
+    """An answer without an end is read no more when its client has gone: the only runner serves the next one."""
+    isolated(host=host, exposed_port=8080, network="none", keep_alive=60)(endless).serve("endless", max_concurrency=1)
+    with raw_connection(server) as connection:
+        connection.sendall(
+            f"GET /operator/endless HTTP/1.1\r\nhost: h\r\nauthorization: Key {key(server)}\r\n\r\n".encode()
+        )
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+    with raw_connection(server) as connection:
+        connection.sendall(
+            f"GET /operator/endless HTTP/1.1\r\nhost: h\r\nauthorization: Key {key(server)}\r\n\r\n".encode()
+        )
+        assert connection.recv(1000).startswith(b"HTTP/1.1 200")
+
+
+def endless() -> None:
+    """Serve answers that have no end."""
+    import http.server
+    import time
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.01)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
+
+
+def test_a_runner_gets_requests_when_it_is_healthy(server: Server, host: Host) -> None:
+    """A port that listens and is not ready gets none; pages that are named may ask, and callers have a rate."""
+    function = isolated(host=host, exposed_port=8080, network="none", keep_alive=60)(warming)
+    function.serve("warming", health_path="/health", cors=["https://app.example"], rate_limit=2)
+    asked = {"origin": "https://app.example", "access-control-request-method": "POST"}
+    status, headers, _ = ask(server, "/operator/warming", headers=asked, method="OPTIONS")
+    assert (status, headers["access-control-allow-origin"]) == (204, "https://app.example")
+    given = {"authorization": f"Key {key(server)}", "origin": "https://app.example"}
+    status, headers, body = ask(server, "/operator/warming", headers=given)
+    assert (status, body, headers["access-control-allow-origin"]) == (200, b"ready", "https://app.example")
+    assert ask(server, "/operator/warming", headers=given)[0] == 200
+    status, headers, _ = ask(server, "/operator/warming", headers={**given, "origin": "https://other.example"})
+    assert status == 429
+    assert int(headers["retry-after"]) > 0
+    assert "access-control-allow-origin" not in headers
+
+
+def warming() -> None:
+    """Serve HTTP that says for a while that it is not ready."""
+    import http.server
+    import time
+
+    began = time.monotonic()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            ready = time.monotonic() - began > 1
+            self.send_response(200 if ready else 503)
+            self.end_headers()
+            self.wfile.write(b"ready" if ready else b"not yet")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
+
+
 def fails() -> None:
     raise ValueError("no model")
 

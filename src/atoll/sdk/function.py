@@ -189,20 +189,26 @@ class IsolatedFunction(Batches, Generic[P, R]):
         future.ticket.cancel()
         return True
 
-    def serve(self, alias: str = "", *, auth: str = "private") -> Endpoint:
+    def serve(self, alias: str = "", *, auth: str = "private", **serving: Any) -> Endpoint:
         """Register the function as an endpoint of its server, and return that with its address.
 
         Args:
             alias: a name in the address that points to the newest revision; without one the revision's id is there.
             auth: who may call: `private` (the owner's keys), `shared` (each user of the server) or `public`.
+            serving: `min_concurrency` (runners that are kept; 0), `max_concurrency` (the most; 2), `max_multiplexing`
+                (requests of a runner at a time; 1), `keep_alive` (seconds that an idle one is kept; the function's),
+                `startup_timeout` (seconds until its port must answer; 600), `request_timeout` (seconds until an answer
+                must begin; 3600, 0 for none), `health_path` (a path that must answer 200 first), `rate_limit` (requests a
+                minute of one caller), `cors` (origins of pages that may call).
 
         Raises:
+            TypeError: there is no such option.
             ValueError: it has neither `serve=True` nor an `exposed_port`.
             ResourcesUnavailable: its host is no server.
         """
         from atoll.sdk.serving import serve  # most programs serve nothing
 
-        return serve(self, alias, auth)
+        return serve(self, alias, auth, serving)
 
     def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> CallHandle[R]:
         """Begin a call that outlives this program, and return its handle.

@@ -18,6 +18,10 @@ PORT = 8080
 """The port of a function that is served by `serve=True`."""
 WEB = ("fastapi>=0.110", "uvicorn>=0.30")
 """Requirements of a function that is served so."""
+SERVING = (
+    *("min_concurrency", "max_concurrency", "max_multiplexing", "keep_alive", "startup_timeout", "request_timeout"),
+    *("health_path", "rate_limit", "cors"),
+)
 AUTHS = ("private", "public", "shared")
 
 
@@ -35,10 +39,14 @@ class Endpoint(NamedTuple):
     url: str
 
 
-def serve(function: CallableFunction, alias: str = "", auth: str = "private") -> Endpoint:
+def serve(function: CallableFunction, alias: str, auth: str, serving: dict[str, Any]) -> Endpoint:
     """Register a function at its server; requests at its address run it from then on.
 
+    Args:
+        serving: how it is served, by the names in `SERVING`.
+
     Raises:
+        TypeError: there is no such option.
         ValueError: the function is not to be served, or `auth` is unknown.
         OperatorError, CallerError: the server refuses it.
     """
@@ -48,6 +56,9 @@ def serve(function: CallableFunction, alias: str = "", auth: str = "private") ->
             f"`{name_of(function.__wrapped__)}` is not to be served: give `@isolated` the option `serve=True`, or "
             "`exposed_port=8080` for a function that starts a server of its own"
         )
+    for name in serving:
+        if name not in SERVING:
+            raise TypeError(f"unknown option `{name}` of `serve`; they are {', '.join(SERVING)}")
     if auth not in AUTHS:
         raise ValueError(f"`auth` must be one of {', '.join(AUTHS)}, is {auth!r}")
     server = getattr(function.host, "server", None)
@@ -63,7 +74,7 @@ def serve(function: CallableFunction, alias: str = "", auth: str = "private") ->
         "port": port,
         "alias": alias,
         "auth": auth,
-        "options": _options(options),
+        "options": {**_options(options), **serving},
     }
     body = b"".join([json.dumps(described).encode(), b"\n", *map(bytes, spool_of(served))])
     answer = server.put("/v1/revisions", body, len(body), "POST")

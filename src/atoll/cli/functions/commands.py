@@ -25,7 +25,21 @@ Flag = cyclopts.Parameter(negative="")
 
 @app.command
 def serve(
-    file: Path, function: str, /, *, alias: str = "", auth: Literal["private", "public", "shared"] = "private"
+    file: Path,
+    function: str,
+    /,
+    *,
+    alias: str = "",
+    auth: Literal["private", "public", "shared"] = "private",
+    min_concurrency: int | None = None,
+    max_concurrency: int | None = None,
+    max_multiplexing: int | None = None,
+    keep_alive: float | None = None,
+    startup_timeout: float | None = None,
+    request_timeout: float | None = None,
+    health_path: str | None = None,
+    rate_limit: int | None = None,
+    cors: Annotated[list[str] | None, cyclopts.Parameter(negative="")] = None,
 ) -> int:
     """Register a function as a new revision, and print its address.
 
@@ -41,11 +55,42 @@ def serve(
         Name in the address, which points to this revision from now on; default: the revision's id is there.
     auth: str
         Who may call: `private` (your keys), `shared` (all users of the server), `public` (anybody).
+    min_concurrency: int
+        Runners that are kept although nobody asks; default: 0.
+    max_concurrency: int
+        The most runners; default: 2.
+    max_multiplexing: int
+        Requests that a runner has at a time; default: 1.
+    keep_alive: float
+        Seconds that an idle runner is kept; default: the function's.
+    startup_timeout: float
+        Seconds until a runner's port must answer; default: 600.
+    request_timeout: float
+        Seconds until an answer must begin, 0 for no bound; default: 3600.
+    health_path: str
+        Path that must answer 200 before a runner gets requests; default: the port alone counts.
+    rate_limit: int
+        Requests a minute of each caller; default: no bound.
+    cors: list[str]
+        Origin of pages that may call it, `*` for all; may be given again.
     """
+    serving = {
+        "min_concurrency": min_concurrency,
+        "max_concurrency": max_concurrency,
+        "max_multiplexing": max_multiplexing,
+        "keep_alive": keep_alive,
+        "startup_timeout": startup_timeout,
+        "request_timeout": request_timeout,
+        "health_path": health_path,
+        "rate_limit": rate_limit,
+        "cors": cors,
+    }
+    given = {name: value for name, value in serving.items() if value is not None}
     from atoll.cli.programs.target import find
 
     found = find(f"{file}::{function}").function
-    endpoint = (found if getattr(found.host, "server", None) else found.on(server_host())).serve(alias, auth=auth)
+    there = found if getattr(found.host, "server", None) else found.on(server_host())
+    endpoint = there.serve(alias, auth=auth, **given)
     if alias:
         echo(f"Registered a new revision for function '{alias}' (revision='{endpoint.revision}').")
     else:

@@ -18,6 +18,7 @@ class Options(msgspec.Struct, frozen=True):
         keep_alive: seconds that an idle runner is kept.
         startup_timeout: seconds until a runner's port must answer.
         request_timeout: seconds until an answer must begin; 0 for no bound.
+        health_path: a path that must answer `200` before a runner gets requests, such as `/health`; empty for the port alone.
         rate_limit: requests a minute of each key, or address where nobody is asked; 0 for no bound.
         cors: origins of pages that may call it, such as `https://app.example`; `*` for all.
     """
@@ -28,6 +29,7 @@ class Options(msgspec.Struct, frozen=True):
     keep_alive: float = 10.0
     startup_timeout: float = 600.0
     request_timeout: float = 3600.0
+    health_path: str = ""
     rate_limit: int = 0
     cors: tuple[str, ...] = ()
 

@@ -191,7 +191,7 @@ class Exchange(asyncio.Protocol):
     @property
     def is_whole(self) -> bool:
         """True when all of the answer has come."""
-        return self._is_whole and not self._pieces
+        return self._parser is None or (self._is_whole and not self._pieces)
 
     async def _change(self) -> None:
         self._changed = self._loop.create_future()

@@ -6,8 +6,9 @@ Addresses are `/OWNER/ALIAS/…`, `/run/OWNER/ALIAS/…`, `/trigger/OWNER/REVISI
 
 from __future__ import annotations
 
+import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any, NamedTuple
 
 from starlette.requests import HTTPConnection, Request
@@ -193,14 +194,59 @@ class Gateway:
             await refusal(error)(scope, receive, send)  # a page of another site may read why
             return
         first, more = await _beginning(request)
+        body = _Body(request, more)
+        asked = _asked(scope, revision, caller, place)
+        await _while_connected(self._pass(revision, asked, first, body, send), body)
+
+    async def _pass(self, revision: Revision, asked: Asked, first: bytes, body: _Body, send: Send) -> None:
         pool = self.runners.pool(revision)
         runner = await pool.take()
         try:
-            asked = _asked(scope, revision, caller, place)
-            async with passed(pool, runner, asked, first, _rest(request) if more else None) as answer:
-                await _send(answer, send, head_only=scope["method"] == "HEAD")
+            async with passed(pool, runner, asked, first, body.rest() if body.more else None) as answer:
+                await _send(answer, send, head_only=asked.method == "HEAD")
         finally:
             pool.give_back(runner)
+
+
+class _Body:
+    """The rest of a request's body, and the client's end behind it."""
+
+    def __init__(self, request: Request, more: bool) -> None:
+        self._request, self.more = request, more
+        self._read = asyncio.Event()
+        if not more:
+            self._read.set()
+
+    async def rest(self) -> AsyncIterator[bytes]:
+        """Yield the pieces that are still to come."""
+        more = True
+        while more:
+            message = await self._request.receive()
+            if message["type"] == "http.disconnect":
+                raise _gone()
+            more = message.get("more_body", False)
+            yield message.get("body", b"")
+        self._read.set()
+
+    async def gone(self) -> None:
+        """Wait until the client has gone; its body has been read."""
+        await self._read.wait()
+        while (await self._request.receive())["type"] != "http.disconnect":
+            pass
+
+
+async def _while_connected(work: Coroutine[Any, Any, None], body: _Body) -> None:
+    """Do work that ends when the client goes: nobody reads the rest of an answer."""
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(body.gone())
+    try:
+        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            task.result()
+    finally:
+        gone.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
 
 
 def _asked(scope: Scope, revision: Revision, caller: Principal | None, place: Place) -> Asked:
@@ -224,16 +270,6 @@ async def _beginning(request: Request) -> tuple[bytes, bool]:
     if message["type"] == "http.disconnect":
         raise _gone()
     return message.get("body", b""), message.get("more_body", False)
-
-
-async def _rest(request: Request) -> AsyncIterator[bytes]:
-    more = True
-    while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise _gone()
-        more = message.get("more_body", False)
-        yield message.get("body", b"")
 
 
 def _gone() -> errors.CallerError:

@@ -21,6 +21,7 @@ from atoll.server.endpoints.bodies import (
     Aliases,
     NewRevision,
     NewToken,
+    Options,
     Revision,
     Revisions,
     SetAlias,
@@ -34,6 +35,7 @@ from atoll.server.typed import typed
 
 MOST_BYTES = 1 << 30
 """The most of a function with its modules."""
+MOST_RUNNERS = 1000
 MOST_FACTS = 64 << 10
 REVISIONS = "/v1/revisions"
 
@@ -127,9 +129,33 @@ def _new(line: bytes) -> NewRevision:
         raise errors.CallerError(f"`auth` is one of {', '.join(AUTHS)}", hint="leave it out for `private`")
     if not 0 < new.port < 1 << 16:
         raise errors.CallerError("a port is a number from 1 to 65535", hint="give another port")
+    check_options(new.options)
     if new.alias:
         rows.check_alias(new.alias)
     return new
+
+
+def check_options(options: Options) -> None:
+    """Check how a revision is to be served.
+
+    Raises:
+        CallerError: a number is out of range, or the path of the health check is none.
+    """
+    ranges = {
+        "min_concurrency": (0, options.max_concurrency),
+        "max_concurrency": (1, MOST_RUNNERS),
+        "max_multiplexing": (1, 10_000),
+        "keep_alive": (0, 30 * 86400),
+        "startup_timeout": (1, 86400),
+        "request_timeout": (0, 86400),
+        "rate_limit": (0, 1_000_000),
+    }
+    for name, (least, most) in ranges.items():
+        if not least <= getattr(options, name) <= most:
+            raise errors.CallerError(f"`{name}` must be from {least} to {most}", hint="give another number")
+    path = options.health_path
+    if path and not (path.startswith("/") and path.isascii() and path.isprintable() and " " not in path):
+        raise errors.CallerError("`health_path` must begin with `/`", hint="such as `/health`")
 
 
 def _shown(one: rows.Revision) -> Revision:

@@ -21,7 +21,7 @@ from atoll.model import spool
 from atoll.server.cluster.contract import LOCAL
 from atoll.server.cluster.links.link import Link
 from atoll.server.cluster.links.own_line import open_line
-from atoll.server.endpoints.exchange import Exchange
+from atoll.server.endpoints.exchange import Exchange, RunnerGone
 from atoll.server.principal import Principal
 from atoll.server.state import ServerState
 from atoll.wire import sealed_file
@@ -45,6 +45,7 @@ class Runner:
 
     Args:
         call: the id of its detached call.
+        health_path: see `bodies.Options`.
         worker: that serves it; empty while it starts.
         port: that its function listens on.
         busy: requests that it has.
@@ -56,6 +57,7 @@ class Runner:
     call: str
     revision: str
     port: int
+    health_path: str = ""
     worker: str = ""
     busy: int = 0
     since: float = field(default_factory=time.monotonic)
@@ -151,14 +153,29 @@ class Runner:
                 self.worker = await self._worker()
             if self.worker:
                 try:
-                    self._idle.append(await self._dial())
-                    return
+                    exchange = await self._dial()
+                    if await self._is_healthy(exchange):
+                        self.give_back(exchange)
+                        return
+                    exchange.close()
                 except errors.PortUnreachable:
                     pass
                 except errors.WorkerDied:
                     self.worker = ""
                     await self._check()
             await asyncio.sleep(POLL_SECONDS)
+
+    async def _is_healthy(self, exchange: Exchange) -> bool:
+        """Return whether the function's server says that it is ready."""
+        if not self.health_path:
+            return True
+        head = f"GET {self.health_path} HTTP/1.1\r\nhost: endpoint\r\n\r\n".encode("latin-1")
+        with contextlib.suppress(RunnerGone):
+            status, _ = await exchange.ask(head, None)
+            async for _ in exchange.pieces():
+                pass
+            return 200 <= status < 300
+        return False
 
     async def _check(self) -> None:
         row = (await self.state.asks.ask(self.owner, "detached.show", {"call": self.call}))["call"]

@@ -107,9 +107,13 @@ class Pool:
             task.add_done_callback(self._starting.discard)
             coming += options.max_multiplexing
 
+    def _runner(self, call: str) -> Runner:
+        mine = self.revision
+        return Runner(self._state, self._owner, call, mine.id, mine.port, mine.options.health_path)
+
     async def _start(self) -> None:
         call = str(uuid4())
-        runner = Runner(self._state, self._owner, call, self.revision.id, self.revision.port)
+        runner = self._runner(call)
         try:
             await runner.start(self._file, self.revision.options.startup_timeout)
         except (errors.AtollError, TimeoutError) as error:
@@ -162,7 +166,7 @@ class Pool:
         task.add_done_callback(self._starting.discard)
 
     async def _adopt(self, call: str) -> None:
-        runner = Runner(self._state, self._owner, call, self.revision.id, self.revision.port)
+        runner = self._runner(call)
         try:
             await runner.adopt()
         except (errors.AtollError, TimeoutError):
