@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from atoll.host.local import local as local
     from atoll.host.remote.remote_host import Host as Host
     from atoll.host.remote.remote_host import cloud as cloud
+    from atoll.sdk.apps.lookup import Function as Function
     from atoll.sdk.caching import cached as cached
     from atoll.sdk.data.download import download as download
     from atoll.sdk.data.download import download_file as download_file
@@ -35,6 +36,7 @@ _WHERE = {
     "BatchHandle": "atoll.sdk.detached.batch",
     "CallFuture": "atoll.sdk.futures",
     "CallHandle": "atoll.sdk.detached.handle",
+    "Function": "atoll.sdk.apps.lookup",
     "Retries": "atoll.sdk.retries",
     "cached": "atoll.sdk.caching",
     "download": "atoll.sdk.data.download",
@@ -52,6 +54,7 @@ __all__ = [
     "BatchHandle",
     "CallFuture",
     "CallHandle",
+    "Function",
     "Host",
     "IsolatedFunction",
     "LocalHost",

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
 COMMANDS = (
     *(
         "alias",
+        "apps",
         "attach",
         "calls",
         "cancel",
         "crons",
         "data",
+        "deploy",
         "env",
         "exec",
         "function",

@@ -43,6 +43,8 @@ _COMMANDS = (
     ("auth", "accounts.auth:app", "Log in to a server, see as whom you are, log out."),
     ("key", "accounts.keys:app", "Make, list and revoke keys of a server."),
     ("users", "accounts.users:app", "Add, list and remove users of a server."),
+    ("deploy", "functions.deploy:deploy", "Deploy all isolated functions of a file at a server."),
+    ("apps", "functions.apps:app", "List, scale, roll back and delete what was deployed."),
     ("crons", "functions.crons:app", "List, pause and cancel schedules; show their activations and output."),
     ("server", "server.command:server", "Serve functions and `/data` of many users over HTTP."),
     ("nodes", "nodes.commands:app", "List, drain and remove the machines of a server; make tokens for new ones."),

@@ -176,3 +176,14 @@ def secrets(data: Mapping[str, Any]) -> tuple[str, ...]:
     if len(found) > MOST_SECRETS:
         raise ValueError(f"`secrets` has {len(found)} names, more than {MOST_SECRETS}")
     return tuple(sorted({check_name(name) for name in found}))
+
+
+def check_port(name: str, value: Any) -> int:
+    """Check the number of a port.
+
+    Raises:
+        ValueError: there is none of it.
+    """
+    if not 0 < value < 1 << 16:
+        raise ValueError(f"`{name}` must be a port from 1 to 65535, is {value}")
+    return int(value)

@@ -231,3 +231,18 @@ def absolute(entry: str, directory: str = "") -> str:
 
 def _join(directory: str, path: str) -> str:
     return os.path.abspath(os.path.join(directory, os.path.expanduser(path)))
+
+
+def env_dict(name: str, value: Any) -> str:
+    """Return the option `env_dict` as JSON.
+
+    Raises:
+        ValueError: it describes no environment.
+    """
+    import json
+
+    try:
+        found = read_mapping(value)
+    except ValueError as error:
+        raise ValueError(f"`{name}` cannot be used: {error}") from error
+    return json.dumps({"channels": found.channels, "dependencies": [*found.packages, {"pip": found.pip}]})

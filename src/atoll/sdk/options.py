@@ -14,12 +14,12 @@ from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from atoll import errors
-from atoll.model import start_variables
+from atoll.model import schedule_rules, start_variables
 from atoll.model.secret_values import check_name
-from atoll.model.spec_fields import MOST_GRACE_SECONDS, UMASK
+from atoll.model.spec_fields import MOST_GRACE_SECONDS, UMASK, check_port
 from atoll.model.specs import KINDS, NETWORKS
 from atoll.payload import project
-from atoll.sdk import conda_options, retries, schedule_options
+from atoll.sdk import conda_options, retries
 from atoll.sdk.retries import Retries
 
 if TYPE_CHECKING:
@@ -242,16 +242,6 @@ def _path(name: str, value: Any) -> str:
     return os.path.abspath(os.path.expanduser(os.fspath(value)))
 
 
-def _env_dict(name: str, value: Any) -> str:
-    import json
-
-    try:
-        found = conda_options.read_mapping(value)
-    except ValueError as error:
-        raise ValueError(f"`{name}` cannot be used: {error}") from error
-    return json.dumps({"channels": found.channels, "dependencies": [*found.packages, {"pip": found.pip}]})
-
-
 def _python_version(name: str, value: Any) -> str | None:
     parts = value.strip().split(".")
     if value and not (1 <= len(parts) <= 3 and all(part.isdigit() for part in parts)):
@@ -337,12 +327,6 @@ def _switch(name: str, value: Any) -> bool:
     return value
 
 
-def _port(name: str, value: Any) -> int:
-    if not 0 < value < 1 << 16:
-        raise ValueError(f"`{name}` must be a port from 1 to 65535, is {value}")
-    return int(value)
-
-
 def _umask(name: str, value: int) -> int:
     if not 0 <= value <= 0o777:
         raise ValueError(f"`{name}` must be permissions from 0 to 0o777, is {value}")
@@ -368,7 +352,7 @@ _CHECKS: dict[str, Check] = {
     "packages": _entries,
     "channels": _entries,
     "env_yml": _unless_none(_path),
-    "env_dict": _unless_none(_typed("a dict as an `environment.yml` has it", Mapping, _env_dict)),
+    "env_dict": _unless_none(_typed("a dict as an `environment.yml` has it", Mapping, conda_options.env_dict)),
     "pip": _requirements,
     "results": _one_of(RESULTS),
     "preload": _unless_none(_preload),
@@ -378,11 +362,11 @@ _CHECKS: dict[str, Check] = {
     "on_done": _unless_none(_one_of(("notify",))),
     "secrets": _unless_none(_secrets),
     "serve": lambda name, value: bool(_switch(name, value)),
-    "exposed_port": _unless_none(_typed("a port", int, _port)),
-    "schedule": _unless_none(_typed('a cron expression such as "0 7 * * *"', str, schedule_options.check)),
+    "exposed_port": _unless_none(_typed("a port", int, check_port)),
+    "schedule": _unless_none(_typed('a cron expression such as "0 7 * * *"', str, schedule_rules.check)),
     "timezone": _typed('a text such as "Europe/Berlin"', str),
-    "overlap": _one_of(schedule_options.OVERLAPS),
-    "missed": _one_of(schedule_options.MISSED),
+    "overlap": _one_of(schedule_rules.OVERLAPS),
+    "missed": _one_of(schedule_rules.MISSED),
 }
 
 

@@ -50,6 +50,26 @@ def serve(function: CallableFunction, alias: str, auth: str, serving: dict[str, 
         ValueError: the function is not to be served, or `auth` is unknown.
         OperatorError, CallerError: the server refuses it.
     """
+    served, described = describe(function, auth, serving)
+    server = getattr(function.host, "server", None)
+    if server is None:
+        raise errors.ResourcesUnavailable(
+            "endpoints are of a server, and this function runs on the own machine",
+            hint="log in with `atoll auth login`, or give the function `host=Host(URL)`",
+        )
+    described |= {"function": name_of(function.__wrapped__), "alias": alias}
+    body = b"".join([json.dumps(described).encode(), b"\n", *map(bytes, spool_of(served))])
+    answer = server.put("/v1/revisions", body, len(body), "POST")
+    return Endpoint(answer["id"], answer["alias"], server.url.rstrip("/") + answer["path"])
+
+
+def describe(function: CallableFunction, auth: str, serving: dict[str, Any]) -> tuple[CallableFunction, dict[str, Any]]:
+    """Return the function that a server runs for requests, and how it serves it.
+
+    Raises:
+        TypeError: there is no such option in `serving`.
+        ValueError: the function is not to be served, or `auth` is unknown.
+    """
     options = function.options
     if not options.serve and options.exposed_port is None:
         raise ValueError(
@@ -61,24 +81,8 @@ def serve(function: CallableFunction, alias: str, auth: str, serving: dict[str, 
             raise TypeError(f"unknown option `{name}` of `serve`; they are {', '.join(SERVING)}")
     if auth not in AUTHS:
         raise ValueError(f"`auth` must be one of {', '.join(AUTHS)}, is {auth!r}")
-    server = getattr(function.host, "server", None)
-    if server is None:
-        raise errors.ResourcesUnavailable(
-            "endpoints are of a server, and this function runs on the own machine",
-            hint="log in with `atoll auth login`, or give the function `host=Host(URL)`",
-        )
-    port = options.exposed_port or PORT
     served = function if options.exposed_port is not None else _wrapped(function)
-    described = {
-        "function": name_of(function.__wrapped__),
-        "port": port,
-        "alias": alias,
-        "auth": auth,
-        "options": {**_options(options), **serving},
-    }
-    body = b"".join([json.dumps(described).encode(), b"\n", *map(bytes, spool_of(served))])
-    answer = server.put("/v1/revisions", body, len(body), "POST")
-    return Endpoint(answer["id"], answer["alias"], server.url.rstrip("/") + answer["path"])
+    return served, {"port": options.exposed_port or PORT, "auth": auth, "options": {**_options(options), **serving}}
 
 
 def _options(options: Any) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from collections.abc import Callable
 from atoll.server import description, files, health, line, metrics, requests
 from atoll.server.accounts import part as accounts
 from atoll.server.admin import part as admin
+from atoll.server.apps import part as apps
 from atoll.server.cluster import part as cluster
 from atoll.server.endpoints import part as endpoints
 from atoll.server.fleets import part as fleets
@@ -52,8 +53,9 @@ PARTS: tuple[Callable[[ServerState], None], ...] = (
     files.install,
     pages.install,
     fleets.install,
+    schedules.install,
+    apps.install,
     webhooks.install,
     endpoints.install,
     queue.install,
-    schedules.install,
 )

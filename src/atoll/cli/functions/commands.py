@@ -151,7 +151,7 @@ def schedule(
         Print the schedule as an object.
     """
     from atoll.cli.programs.target import find  # slow to import
-    from atoll.sdk.scheduling import schedule as scheduled
+    from atoll.sdk.apps.scheduling import schedule as scheduled
 
     found = find(f"{file}::{function}" if function else file).function
     found = found if getattr(found.host, "server", None) else found.on(server_host())

@@ -98,7 +98,7 @@ def logs(cron: str, activation: str, /, *, raw: Annotated[bool, Flag] = False) -
     raw: bool
         Print control characters as they are, on a terminal too.
     """
-    data = server_host().server.ask("GET", _path(cron, "activations", activation, "logs"), most_bytes=MOST_BYTES)
+    data = server_host().server.ask("GET", _path(cron, "activations", activation, "logs"), most=MOST_BYTES)
     write_output(data.decode("utf-8", "replace"), raw=raw)
     return 0
 

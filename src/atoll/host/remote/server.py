@@ -242,13 +242,11 @@ class Server:
 
     # --- requests ----------------------------------------------------------------------------------------------------
 
-    def ask(
-        self, method: str, path: str, value: Any = None, *, seconds: float | None = None, most_bytes: int = 0
-    ) -> Any:
+    def ask(self, method: str, path: str, value: Any = None, *, seconds: float | None = None, most: int = 0) -> Any:
         """Make a request with a JSON body; return the JSON value of the answer.
 
         Args:
-            most_bytes: for an answer that is returned as bytes; fewer than it has are an error.
+            most: bytes of an answer that is returned as it is; 0 for one of JSON.
             seconds: for the connection, and for each part of the answer; by default the answer has any time.
 
         Raises:
@@ -264,7 +262,7 @@ class Server:
                 connection.sock.settimeout(seconds)
                 connection.request(method, self._path + path, body, headers)
                 answer = connection.getresponse()
-                data = answer.read((most_bytes or MOST_ANSWER_BYTES) + 1)
+                data = answer.read((most or MOST_ANSWER_BYTES) + 1)
             except (OSError, http.client.HTTPException) as error:
                 if not again:
                     raise self.unreachable(error) from error
@@ -280,7 +278,7 @@ class Server:
                 raise refused.error
             self.wait_after(refused, attempts)  # a proxy does not reach the server behind it
         self._answers()
-        return data if most_bytes else self._json(data)
+        return data if most else self._json(data)
 
     def put(self, path: str, body: BinaryIO | bytes, size: int, method: str = "PUT") -> Any:
         """Upload a file; return the JSON value of the answer.
@@ -293,9 +291,7 @@ class Server:
             try:
                 connection.sock.settimeout(None)
                 sent = {**self._headers(), "Content-Length": str(size)}
-                with contextlib.suppress(
-                    ConnectionError, ssl.SSLError
-                ):  # one that refuses early closes: its answer counts
+                with contextlib.suppress(ConnectionError, ssl.SSLError):  # one that refuses early answers, and closes
                     connection.request(method, self._path + path, body, sent)
                 answer = connection.getresponse()
                 data = answer.read(MOST_ANSWER_BYTES + 1)

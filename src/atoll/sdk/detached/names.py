@@ -15,10 +15,10 @@ MOST_BYTES_TOGETHER = 1 << 20
 MOST_NAMES = 2000
 
 
-def closed(names: Names | None) -> StoredNames | None:
+def closed(names: Names | StoredNames | None) -> StoredNames | None:
     """Return the small values, functions and classes of a program's modules, and the reasons that others are left out."""
-    if names is None:
-        return None
+    if names is None or isinstance(names, StoredNames):
+        return names
     values: dict[str, dict[str, bytes]] = {}
     left_out: dict[str, dict[str, str]] = {}
     left = MOST_BYTES_TOGETHER

@@ -13,6 +13,7 @@ from sqlalchemy import Integer, LargeBinary, Table, func, select, text
 
 from atoll import errors
 from atoll.server.accounts.audit import MACHINE, audit
+from atoll.server.apps import tables as _apps  # noqa: F401 - as the next one
 from atoll.server.database.database import Database
 from atoll.server.database.tables import metadata
 from atoll.server.endpoints import tables as _endpoints  # noqa: F401 - their tables are a part of the metadata

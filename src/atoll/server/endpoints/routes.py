@@ -202,6 +202,7 @@ async def set_alias(request: Request, body: SetAlias) -> Alias:
 
     before, found = await database.run(change)
     gateway.forget()
+    runners.renew(found)
     if before and before != found.id:
         runners.retire(before)
     return _alias(found, runners)

@@ -36,16 +36,19 @@ class Revision:
     alias: str = ""
 
 
-def check_alias(alias: str) -> None:
+def check_alias(alias: str, what: str = "an alias") -> None:
     """Check that a name can be an alias: it is a part of host names.
+
+    Args:
+        what: is named so.
 
     Raises:
         CallerError: it cannot.
     """
     if not _ALIAS.fullmatch(alias):
         raise errors.CallerError(
-            f"`{cell(alias, 70)}` cannot be an alias",
-            hint="an alias has 1 to 63 lower-case letters, digits and hyphens, such as `my-model`",
+            f"`{cell(alias, 70)}` cannot be {what}",
+            hint=f"{what} has 1 to 63 lower-case letters, digits and hyphens, such as `my-model`",
         )
 
 
@@ -95,6 +98,12 @@ def find(connection: Connection, owner: str, name: str) -> Revision | None:
     """
     query = select(*_COLUMNS).select_from(_FROM).where((users.c.name == owner) | (users.c.id == owner))
     row = connection.execute(query.where((aliases.c.alias == name) | (revisions.c.id == name)).limit(1)).first()
+    return None if row is None else _revision(row)
+
+
+def by_id(connection: Connection, name: str) -> Revision | None:
+    """Return the revision of an id; None for none."""
+    row = connection.execute(select(*_COLUMNS).select_from(_FROM).where(revisions.c.id == name).limit(1)).first()
     return None if row is None else _revision(row)
 
 

@@ -14,17 +14,13 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from atoll import errors
-from atoll.model import spool
-from atoll.server.cluster.contract import LOCAL
-from atoll.server.cluster.links.link import Link
 from atoll.server.cluster.links.own_line import open_line
 from atoll.server.endpoints.exchange import Exchange, RunnerGone
+from atoll.server.endpoints.spools import keep, link_to, sealed
 from atoll.server.principal import Principal
 from atoll.server.state import ServerState
-from atoll.wire import sealed_file
 from atoll.wire.channel import ChannelClosed
 from atoll.work_threads import WorkThreads
 
@@ -70,9 +66,9 @@ class Runner:
         Raises:
             AtollError: it does not.
         """
-        descriptor = await _threads.run(self.owner.user, partial(_sealed, file, self.call, self.revision))
+        descriptor = await _threads.run(self.owner.user, partial(sealed, file, self.call, self.revision))
         try:
-            await self._accept(descriptor)
+            await keep(self.state, self.owner, self.call, descriptor)
         finally:
             os.close(descriptor)
         async with asyncio.timeout(seconds):
@@ -86,50 +82,6 @@ class Runner:
         """
         async with asyncio.timeout(ADOPT_SECONDS):
             await self._reach()
-
-    async def _accept(self, descriptor: int) -> None:
-        size = sealed_file.size_of(descriptor)
-        message = {"type": "request", "name": "detached.accept", "arguments": {"spool": self.call}}
-        if (link := await self._link_for(message)) is not None:
-            line = await open_line(link, self.owner, {**message, "bytes": size})
-            try:
-                at = 0
-                while at < size:
-                    piece = os.pread(descriptor, PIECE_BYTES, at)
-                    at += len(piece)
-                    await line.send(piece)
-                await line.answer()
-            finally:
-                line.close()
-            return
-        channel = await self.state.node.connect(self.owner, message, [descriptor])
-        try:
-            while True:
-                header = (await channel.receive()).header
-                if header.get("type") == "answer":
-                    return
-                if header.get("type") == "failed":
-                    raise errors.from_data(header.get("error") or {})
-        except ChannelClosed as error:
-            raise errors.HostUnreachable("the node ended", hint="try again") from error
-        finally:
-            channel.close()
-
-    async def _link_for(self, message: dict[str, Any]) -> Link | None:
-        """Return the link to the machine for a request; None for the server's own."""
-        cluster, handing = self.state.parts["cluster"], self.state.parts["handing"]
-        if cluster.alone or handing.find is None:
-            return None
-        return self._link(await handing.find(self.owner, message))
-
-    def _link(self, node: str) -> Link | None:
-        cluster = self.state.parts["cluster"]
-        if node in ("", LOCAL):
-            return None
-        link: Link | None = cluster.links.get(node)
-        if link is None:
-            raise errors.HostUnreachable(f"the machine `{node}` does not answer", hint="see `atoll nodes list`")
-        return link
 
     async def _reach(self) -> None:
         """Wait for the worker, and for its port."""
@@ -210,7 +162,7 @@ class Runner:
 
     async def _connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         worker, _, node = self.worker.rpartition("@") if "@" in self.worker else (self.worker, "", "")
-        if (link := self._link(node)) is not None:
+        if (link := link_to(self.state, node)) is not None:
             line = await open_line(link, self.owner, {"type": "dial", "worker": worker, "port": self.port})
             try:
                 await line.answer()
@@ -266,8 +218,3 @@ class Runner:
         self.let_go()
         with contextlib.suppress(errors.AtollError):
             await self.state.asks.ask(self.owner, "detached.cancel", {"call": self.call})
-
-
-def _sealed(path: Path, call: str, batch: str) -> int:
-    with path.open("rb") as file:
-        return sealed_file.make_of(spool.made_anew(file, call, batch))

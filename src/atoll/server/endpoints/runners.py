@@ -207,6 +207,11 @@ class Runners:
             found = self.pools[revision.id] = Pool(self._state, revision, self.file(revision.id))
         return found
 
+    def renew(self, revision: Revision) -> None:
+        """Serve a revision that an alias points to now, with its present options."""
+        if (pool := self.pools.get(revision.id)) is not None:
+            pool.revision, pool.retired = revision, False
+
     def retire(self, revision: str) -> None:
         """Let the runners of a revision end that no alias points to any more."""
         if (pool := self.pools.get(revision)) is not None:

@@ -117,15 +117,19 @@ class Clock:
 
     # --- activations --------------------------------------------------------------------------------------------------
 
-    def begin(self, one: Sent) -> None:
-        """Send an activation, unless it was sent, and follow it."""
+    def begin(self, one: Sent, *, again: bool = False) -> None:
+        """Send an activation, unless it was sent, and follow it.
+
+        Args:
+            again: an earlier server may have sent it.
+        """
         if one.id in self._tasks:
             return
-        task = self._tasks[one.id] = asyncio.get_running_loop().create_task(self._follow(one))
+        task = self._tasks[one.id] = asyncio.get_running_loop().create_task(self._follow(one, again))
         task.add_done_callback(lambda _: self._tasks.pop(one.id, None))
 
-    async def _follow(self, one: Sent) -> None:
-        if one.state == "due" and not await self._send(one):
+    async def _follow(self, one: Sent, again: bool) -> None:
+        if one.state == "due" and not await self._send(one, again):
             return
         revision, ended = -1, None
         while ended is None:
@@ -136,15 +140,16 @@ class Clock:
                     await asyncio.sleep(PAUSE_SECONDS)
         self._end(ended)
 
-    async def _send(self, one: Sent) -> bool:
+    async def _send(self, one: Sent, again: bool) -> bool:
         """Send an activation; return whether it is under way."""
         while True:
             if self._now() - one.made > TRY_SECONDS:  # the node may have had it, and forgotten it since
                 return self._fail(one, "nobody could take it for a day")
             try:
                 async with self._sending:
-                    await send(self._state, one, self._file(one.revision))
+                    await send(self._state, one, self._file(one.revision), again=again)
             except errors.HostUnreachable:
+                again = True
                 await asyncio.sleep(PAUSE_SECONDS)
             except errors.AtollError as error:
                 return self._fail(one, error.message)
@@ -192,7 +197,7 @@ class Clock:
         for at, name in await self._database.run(rows.next_runs, writes=False):
             self.put(name, at)
         for one in await self._database.run(rows.under_way, writes=False):
-            self.begin(one)
+            self.begin(one, again=True)
         try:
             async with in_background(self._run), in_background(self._write), in_background(self._expire):
                 yield

@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator
 from starlette.responses import Response, StreamingResponse
 
 from atoll import errors
+from atoll.server.cluster.links.own_line import OwnLine, open_line
+from atoll.server.endpoints.spools import link_for
 from atoll.server.principal import Principal
 from atoll.server.state import ServerState
 from atoll.wire.channel import ChannelClosed
 
+TYPE = "text/plain; charset=utf-8"
 _PIECE_BYTES = 256 << 10
 
 
@@ -23,6 +26,13 @@ async def stream(state: ServerState, principal: Principal, call: str) -> Respons
         HostUnreachable: the node does not answer.
     """
     message = {"type": "request", "name": "detached.output", "arguments": {"call": call}}
+    try:
+        link = await link_for(state, principal, message)
+    except errors.CallUnknown:
+        return Response(b"", media_type=TYPE)
+    if link is not None:
+        line = await open_line(link, principal, message)
+        return StreamingResponse(_of_line(line), media_type=TYPE)
     channel = await state.node.connect(principal, message)
     try:
         header = (await channel.receive()).header
@@ -37,7 +47,7 @@ async def stream(state: ServerState, principal: Principal, call: str) -> Respons
         raise errors.HostUnreachable("the node ended", hint="try again") from error
     finally:
         channel.close()
-    return StreamingResponse(_pieces(descriptors), media_type="text/plain; charset=utf-8")
+    return StreamingResponse(_pieces(descriptors), media_type=TYPE)
 
 
 async def _pieces(descriptors: list[int]) -> AsyncIterator[bytes]:
@@ -52,3 +62,15 @@ async def _pieces(descriptors: list[int]) -> AsyncIterator[bytes]:
                 yield piece
         finally:
             os.close(descriptor)
+
+
+async def _of_line(line: OwnLine) -> AsyncIterator[bytes]:
+    try:
+        left = int((await line.answer()).get("bytes") or 0)
+        reader = asyncio.StreamReader(_PIECE_BYTES)
+        line.carry(asyncio.StreamReaderProtocol(reader))
+        while left > 0 and (piece := await reader.read(min(_PIECE_BYTES, left))):
+            left -= len(piece)
+            yield piece
+    finally:
+        line.close()

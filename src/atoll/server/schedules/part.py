@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from atoll.server.endpoints.routes import MOST_BYTES
 from atoll.server.schedules.clock import Clock
 from atoll.server.schedules.routes import SCHEDULES, routes
@@ -9,10 +11,14 @@ from atoll.server.state import ServerState
 
 
 def install(state: ServerState) -> None:
-    """Add the part, after that of endpoints, which has the revisions."""
-    runners = state.parts["runners"]
-    clock = Clock(state, state.parts["accounts"].database, runners.file)
+    """Add the part, before that of endpoints, whose addresses begin with names of users."""
+
+    def file(revision: str) -> Path:
+        found: Path = state.parts["runners"].file(revision)
+        return found
+
+    clock = Clock(state, state.parts["accounts"].database, file)
     state.parts["clock"] = clock
     state.body_bytes[SCHEDULES] = MOST_BYTES
-    state.routes[-1:-1] = routes()  # before the addresses of endpoints, which begin with names of users
+    state.routes += routes()
     state.lifespan.append(clock.running)

@@ -13,8 +13,6 @@ from typing import NamedTuple
 LATE_SECONDS = 60.0
 MOST_MISSED = 100
 """Runs that `missed="all"` begins after an absence, and that a queue of one schedule has."""
-OVERLAPS = ("skip", "queue", "allow")
-MISSED = ("skip", "once", "all")
 _WINDOW_SECONDS = 3600.0
 
 
@@ -39,7 +37,7 @@ def plan(after: Callable[[float], float], due: float, now: float, missed: str) -
         after: gives the schedule's first moment after another one; 0 for none.
         due: the first moment that has not been planned.
         now: not before it.
-        missed: one of `MISSED`.
+        missed: see `model.schedule_rules`.
     """
     window = _WINDOW_SECONDS
     while True:
@@ -71,7 +69,7 @@ def admitted(overlap: str, moments: list[float], live: int, queued: int) -> list
     """Return the state of each run that is to begin, with the reason where it is skipped.
 
     Args:
-        overlap: one of `OVERLAPS`.
+        overlap: see `model.schedule_rules`.
         live: runs of the schedule that are under way.
         queued: those that wait for these.
     """

@@ -13,10 +13,11 @@ from uuid import uuid4
 from sqlalchemy import Connection, Row, Select, bindparam, func, select, update
 
 from atoll import errors
+from atoll.model.schedule_rules import MISSED, OVERLAPS
 from atoll.server.database.tables import users
 from atoll.server.endpoints.tables import revisions
 from atoll.server.schedules import bodies, crons
-from atoll.server.schedules.planning import MISSED, OVERLAPS, admitted, plan
+from atoll.server.schedules.planning import admitted, plan
 from atoll.server.schedules.tables import activations, schedules
 from atoll.terminal_text import cell
 
@@ -102,11 +103,13 @@ def _columns(rule: bodies.Rule, now: float) -> dict[str, Any]:
 
 
 def change(connection: Connection, name: str, revision: str, rule: bodies.Rule) -> None:
-    """Give a schedule another revision and rule; it is active, and its history stays."""
+    """Give a schedule another revision and rule; its history stays, and one that is paused stays so."""
     before = connection.execute(select(schedules).where(schedules.c.id == name)).one()
-    values: dict[str, Any] = {"revision": revision, "state": ACTIVE}
-    if before.state != ACTIVE or rule_of(before) != rule:  # else the next run stays, due as it may be
+    values: dict[str, Any] = {"revision": revision}
+    if rule_of(before) != rule:  # else the next run stays, due as it may be
         values |= _columns(rule, time.time())
+    if before.state != ACTIVE:
+        values["next_run"] = 0.0
     connection.execute(schedules.update().where(schedules.c.id == name).values(**values))
 
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from atoll import errors
-from atoll.model import spool
+from atoll.server.endpoints.spools import keep, sealed
 from atoll.server.principal import Principal
 from atoll.server.schedules.rows import Ended, Sent
 from atoll.server.state import ServerState
-from atoll.wire import sealed_file
-from atoll.wire.channel import ChannelClosed
 from atoll.work_threads import WorkThreads
 
 WAIT_SECONDS = 30.0
@@ -32,42 +29,22 @@ def owner_of(one: Sent) -> Principal:
     return Principal(one.user, one.owner, workers=one.workers)
 
 
-async def send(state: ServerState, one: Sent, file: Path) -> None:
+async def send(state: ServerState, one: Sent, file: Path, *, again: bool) -> None:
     """Have the call of an activation kept and made; again changes nothing.
 
     Args:
         file: the spool of its revision.
+        again: it may have been sent before.
 
     Raises:
         FileNotFoundError, ValueError: the spool is gone, or damaged.
         AtollError: it is not kept.
     """
-    descriptor = await _threads.run(one.user, partial(_sealed, file, one.id))
+    descriptor = await _threads.run(one.user, partial(sealed, file, one.id))
     try:
-        message = {"type": "request", "name": "detached.accept", "arguments": {"spool": one.id}}
-        channel = await state.node.connect(owner_of(one), message, [descriptor])
-        try:
-            while True:
-                header = (await channel.receive()).header
-                if header.get("type") == "answer":
-                    return
-                if header.get("type") == "failed":
-                    raise errors.from_data(header.get("error") or {})
-        except ChannelClosed as error:
-            raise errors.HostUnreachable("the node ended", hint="try again") from error
-        finally:
-            channel.close()
+        await keep(state, owner_of(one), one.id, descriptor, again=again)
     finally:
         os.close(descriptor)
-
-
-def _sealed(file: Path, call: str) -> int:
-    return sealed_file.make_of(_pieces(file, call))
-
-
-def _pieces(file: Path, call: str) -> Iterator[bytes]:
-    with file.open("rb") as opened:
-        yield from spool.made_anew(opened, call)
 
 
 async def outcome_of(state: ServerState, one: Sent, revision: int) -> tuple[int, Ended | None]:

@@ -1,4 +1,4 @@
-"""Schedules of functions, and their activations."""
+"""Schedules of functions with their activations, and apps with their deployments."""
 
 from __future__ import annotations
 
@@ -42,3 +42,20 @@ def upgrade() -> None:
         sa.UniqueConstraint("schedule", "due", name="uq_activations_schedule_due"),
     )
     op.create_index("ix_activations_state", "activations", ["state"])
+    op.create_table(
+        "apps",
+        sa.Column("user", sa.String(64), sa.ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("app", sa.String(63), primary_key=True),
+        sa.Column("deployment", sa.String(36), nullable=False),
+        sa.Column("scaled", sa.Text, nullable=False),
+        sa.Column("changed", sa.Double, nullable=False),
+    )
+    op.create_table(
+        "deployments",
+        sa.Column("id", sa.String(36), primary_key=True),
+        sa.Column("user", sa.String(64), sa.ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
+        sa.Column("app", sa.String(63), nullable=False),
+        sa.Column("functions", sa.Text, nullable=False),
+        sa.Column("created", sa.Double, nullable=False),
+    )
+    op.create_index("ix_deployments_user", "deployments", ["user", "app"])

@@ -1,4 +1,4 @@
-"""The options of functions that a server calls by the clock."""
+"""Rules of functions that a server calls by the clock, as both ends know them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,181 @@
+"""`atoll apps`: apps that were deployed at a server."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import cyclopts
+
+from atoll.cli.functions.deploy import show as show_app
+from atoll.cli.functions.served_by import server_host
+from atoll.cli.programs.program import TargetError
+from atoll.cli.tables import age, date, print_json, print_table
+from atoll.cli.terminal import echo, write_output
+
+app = cyclopts.App(
+    name="apps",
+    help="List, scale, roll back and delete apps that `atoll deploy` has made.",
+    help_format="plaintext",
+    version_flags=[],
+    result_action="return_value",
+)
+Flag = cyclopts.Parameter(negative="")
+MOST_BYTES = 1 << 30
+
+
+def _path(*names: str) -> str:
+    return "/".join(("/v1/apps", *(quote(name, safe="") for name in names)))
+
+
+@app.command(name="list")
+def list_(*, json: Annotated[bool, Flag] = False) -> int:
+    """List your apps.
+
+    Parameters
+    ----------
+    json: bool
+        Print a list of objects; moments in seconds since the epoch.
+    """
+    found = server_host().server.ask("GET", _path())["apps"]
+    if json:
+        print_json(found)
+    elif not found:
+        echo("no apps; make one with `atoll deploy FILE`", error=True)
+    else:
+        rows = [(one["app"], ", ".join(f["name"] for f in one["functions"]), age(one["changed"])) for one in found]
+        print_table(("app", "functions", "changed"), rows)
+    return 0
+
+
+@app.command
+def show(name: str, /, *, json: Annotated[bool, Flag] = False) -> int:
+    """Show an app: where its functions are, and the deployments that it can go back to.
+
+    Parameters
+    ----------
+    name: str
+        The app.
+    json: bool
+        Print an object; moments in seconds since the epoch.
+    """
+    server = server_host().server
+    found = server.ask("GET", _path(name))
+    if json:
+        print_json(found)
+        return 0
+    show_app(found, server.url)
+    for one in found["functions"]:
+        if one["options"] is not None:
+            options = "  ".join(
+                f"{key}={value}" for key, value in one["options"].items() if value not in ((), [], 0, 0.0)
+            )
+            echo(f"{one['name']}: auth={one['auth']}  {options}")
+    print_table(
+        ("deployment", "created", ""),
+        [(one, date(at), "present" if one == found["deployment"] else "") for one, at in found["deployments"]],
+    )
+    return 0
+
+
+@app.command
+def scale(
+    name: str,
+    /,
+    *,
+    function: str = "",
+    min_concurrency: int | None = None,
+    max_concurrency: int | None = None,
+    max_multiplexing: int | None = None,
+    keep_alive: float | None = None,
+    startup_timeout: float | None = None,
+    request_timeout: float | None = None,
+    rate_limit: int | None = None,
+) -> int:
+    """Change how the served functions of an app are served, from now on and in later deployments.
+
+    Parameters
+    ----------
+    name: str
+        The app.
+    function: str
+        The only function that is meant; default: all that are served.
+    min_concurrency: int
+        Runners that are kept although nobody asks.
+    max_concurrency: int
+        The most runners.
+    max_multiplexing: int
+        Requests that a runner has at a time.
+    keep_alive: float
+        Seconds for which an idle runner is kept.
+    startup_timeout: float
+        Seconds until a runner answers.
+    request_timeout: float
+        Seconds until an answer must begin; 0 for no bound.
+    rate_limit: int
+        Requests a minute of each key; 0 for no bound.
+    """
+    given: dict[str, Any] = {
+        "min_concurrency": min_concurrency,
+        "max_concurrency": max_concurrency,
+        "max_multiplexing": max_multiplexing,
+        "keep_alive": keep_alive,
+        "startup_timeout": startup_timeout,
+        "request_timeout": request_timeout,
+        "rate_limit": rate_limit,
+    }
+    options = {key: value for key, value in given.items() if value is not None}
+    if not options:
+        raise TargetError("nothing is to be changed", hint="give an option, such as `--max-concurrency 4`")
+    server_host().server.ask("POST", _path(name, "scale"), {"options": options, "function": function})
+    echo(f"scaled {name}: {', '.join(f'{key}={value}' for key, value in options.items())}")
+    return 0
+
+
+@app.command
+def rollback(name: str, /, *, to: str = "") -> int:
+    """Let an app be as in the deployment before the present one.
+
+    Parameters
+    ----------
+    name: str
+        The app.
+    to: str
+        Another deployment, as `atoll apps show NAME` lists them.
+    """
+    server = server_host().server
+    found = server.ask("POST", _path(name, "rollback"), {"deployment": to})
+    show_app(found, server.url)
+    return 0
+
+
+@app.command
+def logs(name: str, function: str, /, *, raw: Annotated[bool, Flag] = False) -> int:
+    """Print the output of a function: of its last run by the clock, or of its newest runner.
+
+    Parameters
+    ----------
+    name: str
+        The app.
+    function: str
+        The function; those that programs call print there.
+    raw: bool
+        Print control characters as they are, on a terminal too.
+    """
+    data = server_host().server.ask("GET", _path(name, "functions", function, "logs"), most=MOST_BYTES)
+    write_output(data.decode("utf-8", "replace"), raw=raw)
+    return 0
+
+
+@app.command
+def delete(name: str, /) -> int:
+    """Delete an app: its addresses go, and its schedules are cancelled; calls that run go on.
+
+    Parameters
+    ----------
+    name: str
+        The app.
+    """
+    server_host().server.ask("DELETE", _path(name))
+    echo(f"deleted {name}")
+    return 0
