@@ -58,13 +58,14 @@ class Authority:
         )
 
     def issue(self, name: str, *addresses: str) -> tuple[Path, Path]:
-        """Return the files of a new certificate and its key, for localhost and some addresses.
+        """Return the files of a new certificate and its key, for localhost, names below `atoll.test` and some addresses.
 
         Args:
             addresses: default: the loopback's.
         """
         key = ec.generate_private_key(ec.SECP256R1())
-        names: list[x509.GeneralName] = [x509.DNSName("localhost")]
+        own = ("localhost", "atoll.test", "*.atoll.test", "*.gateway.atoll.test")
+        names: list[x509.GeneralName] = [x509.DNSName(name) for name in own]
         names += [x509.IPAddress(ipaddress.ip_address(address)) for address in addresses or ("127.0.0.1", "::1")]
         builder = self._builder(_named(name), key.public_key())
         builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)

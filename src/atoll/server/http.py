@@ -11,7 +11,7 @@ import contextlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -38,6 +38,11 @@ SHARE_OF_ADDRESS = 4
 LEAST_RATE = 1024
 """Bytes of a body a second, after `BODY_SECONDS`: below it the body has no end worth waiting for."""
 SWEEP_SECONDS = 1.0
+PREFACE = b"PRI "
+"""The beginning of a connection that speaks HTTP/2: gRPC."""
+
+Grpc = Callable[[asyncio.Transport, bytes, Callable[[], None], set[Any]], None]
+"""Takes a connection that speaks gRPC: the transport, its first bytes, what counts it no longer, uvicorn's connections."""
 
 
 class Bounded(Protocol):
@@ -118,6 +123,9 @@ class Http(HttpToolsProtocol):
     bounds: Connections
     entered: Callable[[], None] | None = None
     """Counts the connection no longer, where it has been counted already."""
+    grpc: Grpc | None = None
+    _first: bytes | None = None
+    """First bytes that may be those of HTTP/2; None where that is out of the question."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin, unless there are too many."""
@@ -137,6 +145,8 @@ class Http(HttpToolsProtocol):
             self.transport.abort()
             return
         self.bounds.watched.add(self)
+        if self.grpc is not None and self.transport.get_extra_info("ssl_object") is None:
+            self._first = b""
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Forget the connection."""
@@ -160,6 +170,14 @@ class Http(HttpToolsProtocol):
         """Parse bytes, within the bounds of a head."""
         if self.transport.is_closing():
             return
+        if self._first is not None:
+            data = self._first + data
+            if data.startswith(PREFACE):
+                self.become_grpc(data)
+                return
+            self._first = data if PREFACE.startswith(data) else None
+            if self._first is not None:
+                return
         began_in_head = self._in_head
         self._had_body = False
         super().data_received(data)
@@ -180,6 +198,14 @@ class Http(HttpToolsProtocol):
             self._bound_body(len(data))
         if len(self.pipeline) > PIPELINED:
             self.transport.abort()
+
+    def become_grpc(self, data: bytes) -> None:
+        """Give the connection away, as one that speaks gRPC."""
+        assert self.grpc is not None
+        leave, self.entered = self.entered, None
+        self.bounds.watched.discard(self)
+        self.connections.discard(self)
+        self.grpc(self.transport, data, leave or (lambda: None), self.connections)
 
     def _bound_body(self, size: int) -> None:
         """Set the deadline of a body: each byte comes soon after the one before, and all at a least rate."""
@@ -301,6 +327,6 @@ class Http(HttpToolsProtocol):
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
 
 
-def bound(connections: Connections) -> type[Http]:
+def bound(connections: Connections, grpc: Grpc | None = None) -> type[Http]:
     """Return the protocol's class for one server."""
-    return type("BoundHttp", (Http,), {"bounds": connections})
+    return type("BoundHttp", (Http,), {"bounds": connections, "grpc": staticmethod(grpc) if grpc is not None else None})

@@ -20,6 +20,7 @@ from atoll.host import daemon_start
 from atoll.sandbox.limits import descriptors
 from atoll.server import addresses, http, logs, upgrade
 from atoll.server.app import make_app
+from atoll.server.controller.part import SOCKET
 from atoll.server.edge import Edge
 from atoll.server.node import Node
 from atoll.server.options import Address, ServerOptions
@@ -71,7 +72,8 @@ def run(options: ServerOptions, tell: Callable[[str], None]) -> int:
             for line in state.notices:
                 tell(line)
 
-        server = listening.Server(_config(state), ready)
+        inner = node_options.home / "run" / SOCKET, http.bound(connections)
+        server = listening.Server(_config(state), ready, inner if "grpc" in state.parts else None)
         gc.freeze()  # the modules stay: no collection looks at them again
         try:
             with asyncio.Runner(loop_factory=loop_factory()) as runner:
@@ -90,9 +92,10 @@ def _is_loopback(host: str) -> bool:
 
 def _config(state: ServerState) -> uvicorn.Config:
     options = state.options
-    protocol: Any = http.bound(state.parts["connections"])
+    grpc = state.parts.get("grpc")
+    protocol: Any = http.bound(state.parts["connections"], grpc)
     if options.certificate is not None and options.key is not None:
-        certificates = Certificates(options.certificate, options.key)
+        certificates = Certificates(options.certificate, options.key, grpc=grpc is not None)
         state.lifespan.append(certificates.watching)
         protocol = handshake.secured(protocol, certificates.context)
     return uvicorn.Config(

@@ -25,6 +25,7 @@ from atoll.server.accounts import part as accounts
 from atoll.server.admin import part as admin
 from atoll.server.apps import part as apps
 from atoll.server.cluster import part as cluster
+from atoll.server.controller import part as controller
 from atoll.server.endpoints import part as endpoints
 from atoll.server.fleets import part as fleets
 from atoll.server.login import part as login
@@ -56,6 +57,7 @@ PARTS: tuple[Callable[[ServerState], None], ...] = (
     schedules.install,
     apps.install,
     webhooks.install,
+    controller.install,
     endpoints.install,
     queue.install,
 )

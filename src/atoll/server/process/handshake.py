@@ -16,6 +16,7 @@ from typing import Any, cast
 from uvicorn.protocols.utils import get_remote_addr
 
 from atoll.server.http import HEAD_SECONDS, Connections, Http
+from atoll.server.process import tls
 
 
 class Handshake(asyncio.Protocol):
@@ -86,7 +87,8 @@ class Handshake(asyncio.Protocol):
         if secured is not None and not early.lost:
             http = self._make()
             http.entered = leave
-            early.become(http, secured)
+            is_grpc = secured.get_extra_info("ssl_object").selected_alpn_protocol() == tls.GRPC
+            early.become(http, secured, is_grpc=is_grpc)
 
     def shutdown(self) -> None:
         """End: the server drains."""
@@ -112,10 +114,15 @@ class _Early(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         self.lost = True
 
-    def become(self, http: Http, transport: asyncio.Transport) -> None:
+    def become(self, http: Http, transport: asyncio.Transport, *, is_grpc: bool = False) -> None:
         """Give the connection its protocol, and the protocol all that has come."""
         transport.set_protocol(http)
         http.connection_made(transport)
+        if is_grpc:
+            http.become_grpc(b"".join(self._data))
+            if self._ended:
+                transport.close()
+            return
         for data in self._data:
             http.data_received(data)
         if self._ended:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
@@ -37,18 +41,29 @@ class Server(uvicorn.Server):
 
     Args:
         on_ready: is told when requests are answered.
+        inner: a Unix socket for this user's processes, and the class of its connections; None for none.
     """
 
-    def __init__(self, config: uvicorn.Config, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, config: uvicorn.Config, on_ready: Callable[[], None], inner: tuple[Path, Callable[..., Any]] | None = None
+    ) -> None:
         super().__init__(config)
         self._on_ready = on_ready
+        self._inner = inner
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to serve."""
         await super().startup(sockets)
         if self.started:
+            if self._inner is not None:
+                await self._listen_inside(*self._inner)
             self._on_ready()
             systemd.tell("READY=1")
+
+    async def _listen_inside(self, path: Path, protocol: Callable[..., Any]) -> None:
+        path.unlink(missing_ok=True)
+        make = partial(protocol, config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        self.servers.append(await asyncio.get_running_loop().create_unix_server(make, str(path), backlog=BACKLOG))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End in order."""

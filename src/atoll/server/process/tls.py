@@ -17,21 +17,28 @@ from atoll.server.process.background import in_background
 log = logging.getLogger("atoll.server")
 
 LOOK_SECONDS = 5.0
+GRPC = "h2"
+"""The protocol of gRPC in ALPN."""
+_GRPC_NAMES = "api"
+"""The beginning of names of the server for which gRPC is offered: browsers take HTTP/2 wherever it is offered."""
 
 
 class Certificates:
     """A context for TLS, with the certificate chain and the key of two files.
 
+    Args:
+        grpc: it is offered, for names that begin with `api`.
+
     Raises:
         StateUnusable: they cannot be used.
     """
 
-    def __init__(self, certificate: Path, key: Path) -> None:
+    def __init__(self, certificate: Path, key: Path, *, grpc: bool = False) -> None:
         self._files = certificate, key
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-        self.context.set_alpn_protocols(["http/1.1"])
+        self.context = _context("http/1.1")
+        self._for_grpc = _context(GRPC, "http/1.1") if grpc else None
+        if grpc:
+            self.context.sni_callback = self._named
         self._stamps = self._look()
         try:
             self._load()
@@ -45,7 +52,13 @@ class Certificates:
         certificate, key = self._files
         check = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # a pair that does not fit must not spoil the one in use
         check.load_cert_chain(certificate, key, password=_no_password)
-        self.context.load_cert_chain(certificate, key, password=_no_password)
+        for context in filter(None, (self.context, self._for_grpc)):
+            context.load_cert_chain(certificate, key, password=_no_password)
+
+    def _named(self, connection: ssl.SSLObject, name: str | None, _context: ssl.SSLContext) -> None:
+        """Offer gRPC for its names."""
+        if self._for_grpc is not None and (name or "").lower().startswith(_GRPC_NAMES):
+            connection.context = self._for_grpc
 
     def _look(self) -> list[tuple[int, int, int]]:
         found = []
@@ -81,6 +94,14 @@ class Certificates:
             await asyncio.sleep(LOOK_SECONDS)
             if self._look() != self._stamps:
                 self.renew()
+
+
+def _context(*protocols: str) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(list(protocols))
+    return context
 
 
 def _no_password() -> str:

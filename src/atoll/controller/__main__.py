@@ -1,0 +1,5 @@
+"""The program of the process."""
+
+from atoll.controller.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""The server's side of gRPC: a child process that speaks it, and connections that are spliced to the child."""

@@ -1,0 +1,1 @@
+"""The published clients of the original system, unmodified, against a server."""
