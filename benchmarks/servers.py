@@ -45,6 +45,10 @@ http {{
   ssl_certificate_key {key};
   server {{
     listen 127.0.0.1:{plain};
+    keepalive_requests 1000000;
+    proxy_set_header Host $http_host;
+    proxy_set_header Connection '';
+    location /echo {{ proxy_pass http://bare; }}
     location /static/ {{ alias {place}/static/; sendfile on; }}
   }}
   server {{
@@ -136,7 +140,7 @@ class Front:
 
     Args:
         address: with TLS.
-        plain: the address without, for the directory `static` alone.
+        plain: the address without, for the echo and the directory `static` alone.
         authority: the file of the certificate's authority.
     """
 
@@ -231,6 +235,7 @@ class Echo:
     def __init__(self, address: str, authority: str = "") -> None:
         parts = urlsplit(address)
         assert parts.hostname is not None
+        self._path = parts.path
         self._connection: http.client.HTTPConnection
         if authority:
             context = ssl.create_default_context(cafile=authority)
@@ -239,7 +244,7 @@ class Echo:
             self._connection = http.client.HTTPConnection(parts.hostname, parts.port)
 
     def call(self, body: bytes) -> bytes:
-        self._connection.request("POST", "/echo", body)
+        self._connection.request("POST", self._path + "/echo", body)
         return self._connection.getresponse().read()
 
     def read_file(self) -> int:

@@ -101,7 +101,12 @@ class _Exchange:
             length = headers.get(b"content-length", b"0")
             if length.isdigit() and int(length) > most:
                 raise TooLarge(most)
-            await self._app(scope, self.receive, self.send)
+            gateway = self._state.parts.get("gateway")
+            if gateway is not None and gateway.serves(scope):
+                scope["app"] = self._app  # as Starlette does, for who asks for the state
+                await gateway(scope, self.receive, self.send)
+            else:
+                await self._app(scope, self.receive, self.send)
         except errors.ProtocolMismatch as error:
             await self._fail(426, error.to_data(), [(b"upgrade", b"atoll/1")])
         except TooLarge as error:

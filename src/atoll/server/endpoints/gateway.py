@@ -7,8 +7,9 @@ Addresses are `/OWNER/ALIAS/…`, `/run/OWNER/ALIAS/…`, `/trigger/OWNER/REVISI
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
 from starlette.requests import HTTPConnection, Request
@@ -30,6 +31,8 @@ from atoll.server.state import state_of
 
 KNOWN_SECONDS = 1.0
 """Seconds for which the revision of an alias is remembered: changes of this process are seen at once."""
+WATCHED_SECONDS = 0.1
+"""Seconds after which it is looked whether the client of an answer is still there."""
 MOST_KNOWN = 10_000
 PREFIXES = ("run", "trigger")
 """First parts of a path that stand before the owner."""
@@ -64,6 +67,8 @@ class Gateway:
         self._database, self.runners, self.tokens = database, runners, tokens
         self._suffix = f".gateway.{domain}".encode() if domain else b""
         self.rates = Rates()
+        self.reserved: frozenset[bytes] = frozenset()
+        """First parts of paths that are the server's own."""
         self._known: dict[tuple[str, str], tuple[float, Revision | None]] = {}
 
     def forget(self) -> None:
@@ -93,6 +98,13 @@ class Gateway:
         name = hosts[0].partition(b":")[0].lower()
         label = name.removesuffix(self._suffix)
         return label.decode("latin-1") if label != name and b"." not in label else ""
+
+    def serves(self, scope: Any) -> bool:
+        """Return whether a request is for an endpoint: by its host, or a path that is none of the server's own."""
+        if self._suffix and self.is_named(scope):
+            return True
+        path: bytes = scope["raw_path"]
+        return path.split(b"/", 2)[1] not in self.reserved and self.place(scope) is not None
 
     def is_named(self, scope: Any) -> bool:
         """Return whether a request's host is an endpoint's."""
@@ -196,7 +208,8 @@ class Gateway:
         first, more = await _beginning(request)
         body = _Body(request, more)
         asked = _asked(scope, revision, caller, place)
-        await _while_connected(self._pass(revision, asked, first, body, send), body)
+        with body.ending(asyncio.current_task()):
+            await self._pass(revision, asked, first, body, send)
 
     async def _pass(self, revision: Revision, asked: Asked, first: bytes, body: _Body, send: Send) -> None:
         pool = self.runners.pool(revision)
@@ -213,6 +226,7 @@ class _Body:
 
     def __init__(self, request: Request, more: bool) -> None:
         self._request, self.more = request, more
+        self._gone = False
         self._read = asyncio.Event()
         if not more:
             self._read.set()
@@ -228,25 +242,38 @@ class _Body:
             yield message.get("body", b"")
         self._read.set()
 
-    async def gone(self) -> None:
-        """Wait until the client has gone; its body has been read."""
+    @contextlib.contextmanager
+    def ending(self, task: asyncio.Task[Any] | None) -> Iterator[None]:
+        """End a task when the client goes, while the context is open: nobody reads the rest of an answer.
+
+        Raises:
+            CallerError: the client has gone.
+        """
+        watch: asyncio.Task[None] | None = None
+        assert task is not None
+
+        def look() -> None:  # most answers are there before, and cost no further task
+            nonlocal watch
+            watch = asyncio.ensure_future(self._end(task))
+
+        timer = asyncio.get_running_loop().call_later(WATCHED_SECONDS, look)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self._gone and not task.uncancel():
+                raise _gone() from None
+            raise
+        finally:
+            timer.cancel()
+            if watch is not None:
+                watch.cancel()
+
+    async def _end(self, task: asyncio.Task[Any]) -> None:
         await self._read.wait()
         while (await self._request.receive())["type"] != "http.disconnect":
             pass
-
-
-async def _while_connected(work: Coroutine[Any, Any, None], body: _Body) -> None:
-    """Do work that ends when the client goes: nobody reads the rest of an answer."""
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(body.gone())
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-    finally:
-        gone.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
+        self._gone = True
+        task.cancel()
 
 
 def _asked(scope: Scope, revision: Revision, caller: Principal | None, place: Place) -> Asked:
