@@ -82,8 +82,8 @@ class Upgrade(asyncio.Protocol):
 
     async def _answer(self, head: bytes) -> None:
         try:
-            async with asyncio.timeout(AUTHENTICATION_SECONDS):
-                await self._upgrade(*_parse(head), head)
+            async with asyncio.timeout(AUTHENTICATION_SECONDS) as limit:
+                await self._upgrade(*_parse(head), head, limit)
         except errors.AtollError as error:
             self._refuse(status_of(error), error.to_data())
         except LineError as error:
@@ -94,11 +94,12 @@ class Upgrade(asyncio.Protocol):
             log.exception("upgrade_failed")
             self._refuse(500, errors.InternalError("the server failed", hint="see the server's log").to_data())
 
-    async def _upgrade(self, target: str, headers: dict[str, str], head: bytes) -> None:
+    async def _upgrade(self, target: str, headers: dict[str, str], head: bytes, limit: asyncio.Timeout) -> None:
         if (path := target.partition("?")[0]) in (LINK_PATH, LINE_PATH):
             await self._link(path, headers)
             return
         if path != PATH and (gateway := self.state.parts.get("gateway")) is not None:
+            limit.reschedule(None)  # a runner may have to start, which has bounds of its own
             await websockets.pass_on(gateway, self.state, head, self._transport, self._connections, self._peer(headers))
             self._connections.discard(self)
             return

@@ -178,11 +178,17 @@ class Gateway:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         scope["atoll.endpoint"] = True
+        request = Request(scope, receive)
         place = self.place(scope)
         try:
             if place is None:
                 raise self.unknown()
-            await self._serve(place, scope, receive, send)
+            origins = (await self.find(place.owner, place.alias)).options.cors
+            if origins and cors.is_preflight(request):
+                await Response(None, 204, cors.preflight(request, origins))(scope, receive, send)
+                return
+            send = cors.allowing(request, origins, send)  # a page of another site may read errors, too
+            await self._serve(place, scope, request, send)
         except RunnerGone as error:
             if error.details.get("began"):
                 raise ConnectionError("the answer was cut off") from error
@@ -193,18 +199,8 @@ class Gateway:
             late = errors.HostUnreachable("the function did not answer in time", hint="see the endpoint's logs")
             await failure(504, late, "request_timeout")(scope, receive, send)
 
-    async def _serve(self, place: Place, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        origins = (await self.find(place.owner, place.alias)).options.cors
-        if origins and cors.is_preflight(request):
-            await Response(None, 204, cors.preflight(request, origins))(scope, receive, send)
-            return
-        send = cors.allowing(request, origins, send)
-        try:
-            revision, caller = await self.admit(request, place)
-        except errors.AtollError as error:
-            await refusal(error)(scope, receive, send)  # a page of another site may read why
-            return
+    async def _serve(self, place: Place, scope: Scope, request: Request, send: Send) -> None:
+        revision, caller = await self.admit(request, place)
         first, more = await _beginning(request)
         body = _Body(request, more)
         asked = _asked(scope, revision, caller, place)
