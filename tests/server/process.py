@@ -26,7 +26,7 @@ from .certificates import Authority
 if TYPE_CHECKING:
     from atoll.server.accounts.bodies import AddedUser, NewUser
 
-_PROGRAM = "import sys; from atoll.cli.main import main; sys.exit(main())"
+PROGRAM = "import sys; from atoll.cli.main import main; sys.exit(main())"
 
 _SUPERVISOR = """
 import json, subprocess, sys
@@ -95,6 +95,7 @@ class Server:
         options: further arguments of `atoll server`.
         tls: False for plain HTTP.
         client_variables: of programs whose packages come from the server's index where this machine's are directories.
+        program: what its process runs.
     """
 
     home: Home
@@ -105,6 +106,7 @@ class Server:
     process: Supervised = field(default_factory=Supervised)
     environment: dict[str, str] = field(default_factory=dict)
     client_variables: dict[str, str] = field(default_factory=dict)
+    program: str = PROGRAM
     _key: tuple[str, str] | None = None
 
     @property
@@ -165,7 +167,7 @@ class Server:
         arguments = ["server", "--listen", f"127.0.0.1:{self.port}", *files, *self.options]
         described = self.home.path / "run" / "server.json"
         described.unlink(missing_ok=True)
-        command = [sys.executable, "-c", _PROGRAM, *arguments]
+        command = [sys.executable, "-c", self.program, *arguments]
         self.process.start(command, self.home.environment(self.environment), self.log)
 
         def listens() -> dict[str, Any]:
@@ -222,7 +224,13 @@ def on_cluster() -> bool:
 
 @contextlib.contextmanager
 def running(
-    *options: str, tls: bool = True, share_network: bool = False, own_data: bool = False, **environment: str
+    *options: str,
+    tls: bool = True,
+    share_network: bool = False,
+    own_data: bool = False,
+    program: str = PROGRAM,
+    settings: str = "",
+    **environment: str,
 ) -> Iterator[Server]:
     """Run a server in a fresh state directory; it and its node have ended at the end of the context.
 
@@ -231,6 +239,8 @@ def running(
     Args:
         share_network: functions of its only user have the machine's network.
         own_data: machines that join need not share `/data`.
+        program: of the server.
+        settings: further lines of its `settings.toml`.
     """
     if on_cluster():
         from ..cluster.cluster import cluster
@@ -244,8 +254,8 @@ def running(
         packages = machine_packages.read(Path(directory))
         lines = ["[users]", f"share_uid = {str(share_uid).lower()}", f"share_network = {str(share_network).lower()}"]
         own = ["[cluster]", "own_data = true"] if own_data else []
-        (home.path / "settings.toml").write_text("\n".join([*lines, *own, "[environments]", packages.options]))
-        server = Server(home, Authority(Path(directory)), options, tls, environment=environment)
+        (home.path / "settings.toml").write_text("\n".join([*lines, *own, "[environments]", packages.options, settings]))
+        server = Server(home, Authority(Path(directory)), options, tls, environment=environment, program=program)
         server.client_variables = packages.variables
         try:
             server.start()

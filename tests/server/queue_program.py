@@ -1,0 +1,65 @@
+"""The program `atoll` whose endpoints have no functions: their runners are a server of the test's at `ATOLL_TEST_APP`."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from atoll import errors
+from atoll.cli.main import main
+from atoll.server.endpoints import runners
+from atoll.server.endpoints.exchange import Exchange
+
+
+class FakeRunner:
+    """A runner as its pool knows it, without a call."""
+
+    def __init__(self, *_: object) -> None:
+        self.busy, self.over, self.since = 0, False, time.monotonic()
+        self._idle: list[Any] = []
+
+    async def start(self, _file: Path, _seconds: float) -> None:
+        """Start at once."""
+
+    async def adopt(self) -> None:
+        """Be none of an earlier process."""
+        raise errors.HostUnreachable("nothing to adopt", hint="none")
+
+    async def connection(self) -> tuple[Exchange, bool]:
+        """Return a connection to the test's server."""
+        while self._idle:
+            if (found := self._idle.pop()).reusable:
+                return found, True
+        try:
+            _, made = await asyncio.get_running_loop().create_connection(
+                Exchange, "127.0.0.1", int(os.environ["ATOLL_TEST_APP"])
+            )
+        except OSError as error:
+            raise errors.PortUnreachable("nothing listens", hint="none") from error
+        return made, False
+
+    def give_back(self, exchange: Exchange) -> None:
+        """Keep a connection."""
+        if exchange.reusable and exchange.is_whole and not self.over:
+            self._idle.append(exchange)
+        else:
+            exchange.close()
+
+    def let_go(self) -> None:
+        """Close the connections."""
+        for one in self._idle:
+            one.close()
+        self._idle.clear()
+
+    async def stop(self) -> None:
+        """End."""
+        self.over = True
+        self.let_go()
+
+
+runners.Runner = FakeRunner  # type: ignore[assignment,misc]
+sys.exit(main())
