@@ -254,7 +254,9 @@ def running(
         packages = machine_packages.read(Path(directory))
         lines = ["[users]", f"share_uid = {str(share_uid).lower()}", f"share_network = {str(share_network).lower()}"]
         own = ["[cluster]", "own_data = true"] if own_data else []
-        (home.path / "settings.toml").write_text("\n".join([*lines, *own, "[environments]", packages.options, settings]))
+        (home.path / "settings.toml").write_text(
+            "\n".join([*lines, *own, "[environments]", packages.options, settings])
+        )
         server = Server(home, Authority(Path(directory)), options, tls, environment=environment, program=program)
         server.client_variables = packages.variables
         try:

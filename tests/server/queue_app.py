@@ -63,7 +63,9 @@ class App:
         """Return how often a request has come, to a path."""
         return sum(path in ("", one) for _, one in self.seen[request])
 
-    def answer(self, method: str, target: str, headers: Mapping[str, str], body: bytes) -> tuple[int, bytes, str] | None:
+    def answer(
+        self, method: str, target: str, headers: Mapping[str, str], body: bytes
+    ) -> tuple[int, bytes, str] | None:
         """Answer a request; None closes its connection."""
         parts = urlsplit(target)
         query = {name: values[0] for name, values in parse_qs(parts.query).items()}
@@ -155,6 +157,7 @@ class Front:
 
     def serve(self, alias: str, *, auth: str = "private", **options: Any) -> str:
         """Register an endpoint of the operator's, and return its path below `/queue`."""
+        options.setdefault("keep_alive", 0.2)  # its connections are the test's threads
         facts = {"function": "app", "port": 8080, "alias": alias, "auth": auth, "options": options}
         body = json.dumps(facts).encode() + b"\nnothing that runs"
         status, data = self.server.ask("POST", "/v1/revisions", body, self.user("operator"))
@@ -202,9 +205,7 @@ def front(*options: str, settings: str = WEBHOOKS) -> Iterator[Front]:
     """Run a server in front of an app; both have ended at the end of the context."""
     app = App()
     try:
-        with running(
-            *options, tls=False, program=PROGRAM, settings=settings, ATOLL_TEST_APP=str(app.port)
-        ) as server:
+        with running(*options, tls=False, program=PROGRAM, settings=settings, ATOLL_TEST_APP=str(app.port)) as server:
             yield Front(server, app)
     finally:
         app.close()
