@@ -95,7 +95,7 @@ class Server:
         options: further arguments of `atoll server`.
         tls: False for plain HTTP.
         client_variables: of programs whose packages come from the server's index where this machine's are directories.
-        program: what its process runs.
+        source: the Python that its process runs.
     """
 
     home: Home
@@ -106,7 +106,7 @@ class Server:
     process: Supervised = field(default_factory=Supervised)
     environment: dict[str, str] = field(default_factory=dict)
     client_variables: dict[str, str] = field(default_factory=dict)
-    program: str = PROGRAM
+    source: str = PROGRAM
     _key: tuple[str, str] | None = None
 
     @property
@@ -167,7 +167,7 @@ class Server:
         arguments = ["server", "--listen", f"127.0.0.1:{self.port}", *files, *self.options]
         described = self.home.path / "run" / "server.json"
         described.unlink(missing_ok=True)
-        command = [sys.executable, "-c", self.program, *arguments]
+        command = [sys.executable, "-c", self.source, *arguments]
         self.process.start(command, self.home.environment(self.environment), self.log)
 
         def listens() -> dict[str, Any]:
@@ -257,7 +257,7 @@ def running(
         (home.path / "settings.toml").write_text(
             "\n".join([*lines, *own, "[environments]", packages.options, settings])
         )
-        server = Server(home, Authority(Path(directory)), options, tls, environment=environment, program=program)
+        server = Server(home, Authority(Path(directory)), options, tls, environment=environment, source=program)
         server.client_variables = packages.variables
         try:
             server.start()

@@ -126,7 +126,7 @@ class App:
 
             do_GET = do_POST = do_PUT = _answer
 
-            def log_message(self, *_: object) -> None:  # type: ignore[override]
+            def log_message(self, *_: object) -> None:
                 """Say nothing."""
 
         return Handler

@@ -61,6 +61,12 @@ def test_a_request_is_queued_and_its_answer_fetched(server: Server) -> None:
     status, answer = server.ask("GET", _path(server, submitted["response_url"]))
     assert (status, answer) == (200, "hello ann")
 
+    def printed() -> bool:
+        logs = server.ask("GET", _path(server, submitted["status_url"]) + "?logs=1")[1]["logs"]
+        return any(one["message"] == "greeting ann" and one["source"] == "USER" for one in logs)
+
+    until(printed)
+
 
 def test_a_failure_of_the_function_is_its_answer(server: Server) -> None:
     """An error of the function is kept as the function has answered it, and the state names it."""

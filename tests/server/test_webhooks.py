@@ -35,7 +35,13 @@ def test_a_receiver_is_told_with_a_signature_that_it_can_check(made: Front) -> N
     path = made.serve("told")
     one = _submitted(made, path + "/echo")
     headers, body = until(lambda: made.app.told[one])[0]
-    payload = {"request_id": one, "gateway_request_id": one, "status": "OK", "error": None, "payload": {}}
+    payload: dict[str, object] = {
+        "request_id": one,
+        "gateway_request_id": one,
+        "status": "OK",
+        "error": None,
+        "payload": {},
+    }
     assert json.loads(body) == payload
     status, jwks = made.ask("GET", "/.well-known/jwks.json", user=None)
     (key,) = jwks["keys"]
@@ -68,7 +74,8 @@ def test_a_delivery_that_is_refused_is_repeated_and_a_redirect_is_not_followed(m
     until(lambda: "the receiver has answered 302" in made.server.log.read_text())
     made.app.refuse_webhooks = 1
     one = _submitted(made, path + "/echo")
-    told = until(lambda: made.app.told[one] if len(made.app.told[one]) > 1 else None)
+    until(lambda: len(made.app.told[one]) > 1)
+    told = made.app.told[one]
     assert told[0][1] == told[1][1]
     assert not made.app.told[redirected]
 

@@ -29,13 +29,13 @@ def ids(request: str, links: Links) -> dict[str, str]:
     }
 
 
-def state(queue: Queue, found: Entry | Known, links: Links, *, logs: bool) -> tuple[int, dict[str, Any]]:
+async def state(queue: Queue, found: Entry | Known, links: Links, *, logs: bool) -> tuple[int, dict[str, Any]]:
     """Return the HTTP status and the JSON of a request's state."""
     about = ids(found.id, links)
     if isinstance(found, Entry):
         if found.state == WAITING:
             return 202, {"status": "IN_QUEUE", "queue_position": queue.position(found), "logs": None, **about}
-        return 202, {"status": "IN_PROGRESS", "logs": queue.logs(found) if logs else None, **about}
+        return 202, {"status": "IN_PROGRESS", "logs": await queue.logs(found) if logs else None, **about}
     if found.state != OVER:  # it has just come, or is just leaving
         return 202, {"status": "IN_PROGRESS", "logs": None, **about}
     data: dict[str, Any] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ _DROPPED = {
     *(b"x-request-id", b"x-fal-request-id"),
 }
 """Headers of an answer that belong to its connection, or that would have power over the server's own pages."""
+
+log = logging.getLogger("atoll.queue")
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,11 @@ async def attempted(
         return failed(503, "runner_connection_error", error.message, began=began, again=True)
     except errors.AtollError as error:
         return failed(500, "internal_error", error.message, began=began)
+    except FileNotFoundError:
+        return failed(500, "internal_error", "the body is gone: a backup has no large ones", began=began)
+    except Exception as error:
+        log.exception("queue_attempt_failed", extra={"fields": {"request": asked.id}})
+        return failed(500, "internal_error", f"the server failed: {type(error).__name__}", began=began)
 
 
 def _seconds(pool: Pool) -> float | None:

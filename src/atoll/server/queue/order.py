@@ -30,7 +30,8 @@ class Entry:
         attempt: the id of the last one.
         head, body: kept where there is room; else None.
         body_bytes: the size of the body.
-        began: when it began to run, by the monotonic clock.
+        began, moment: when it began to run, by the monotonic clock and since the epoch.
+        printed_before: bytes of its runner's output from before.
         job: makes the attempt while it runs; at `place`.
         timer: for its deadline, or its next attempt.
         watchers: are told of changes.
@@ -54,6 +55,8 @@ class Entry:
     body: bytes | None = None
     body_bytes: int = 0
     began: float = 0.0
+    moment: float = 0.0
+    printed_before: int = 0
     job: asyncio.Task[Attempted] | None = None
     timer: asyncio.TimerHandle | None = None
     watchers: set[asyncio.Event] = field(default_factory=set)

@@ -15,6 +15,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from atoll.server.queue.files import ANSWER, BODY, INLINE_BYTES, Files
 from atoll.server.queue.heads import Head
 from atoll.server.queue.keeping import Keeping
 from atoll.server.queue.lines import Line, rest_seconds
+from atoll.server.queue.logs import Outputs
 from atoll.server.queue.order import OVER, RUNNING, WAITING, Entry
 from atoll.server.queue.rows import Known, Outcome
 from atoll.server.queue.writer import Fenced, Writer, raise_fence
@@ -43,6 +45,8 @@ CACHED_BYTES = 64 << 20
 """Bytes of small bodies that wait in memory, too."""
 MOST_RECENT = 4096
 """Requests that are over and whose facts are remembered."""
+LATE_SECONDS = 0.3
+"""Seconds in which the rest of an output comes after the answer."""
 log = logging.getLogger("atoll.queue")
 Place = Callable[[str, str], Any]
 
@@ -68,6 +72,7 @@ class Queue:
         self._recent: OrderedDict[str, Known] = OrderedDict()
         self._tasks: set[asyncio.Task[Any]] = set()
         self.is_closed = False
+        self._outputs = Outputs()
         self.writer: Writer
         self.keeping: Keeping
 
@@ -94,6 +99,7 @@ class Queue:
             await asyncio.gather(*self._tasks, return_exceptions=True)
             await self.writer.close()
             self.files.close()
+            self._outputs.close()
 
     async def _load(self) -> None:
         found = await self.database.run(rows.open_ones, writes=False)
@@ -242,9 +248,24 @@ class Queue:
         except errors.AtollError as error:
             return failed(503, "internal_error", error.message, again=not isinstance(error, Fenced))
         asked = entry.head.asked(entry.id, entry.caller)
+        entry.printed_before = await self._outputs.size(runner)
+        entry.began, entry.moment = time.monotonic(), time.time()
         size, most = entry.body_bytes, self.options.answer_bytes
         made = await attempted(pool, runner, asked, body, size, self.files, most)
-        return Attempted(cancelling.OUTCOME) if entry.cancelled else made
+        if entry.cancelled:
+            return Attempted(cancelling.OUTCOME)
+        logs = await self._outputs.since(runner, entry.printed_before, entry.moment)
+        self._spawn(self._late_logs(entry, runner, len(logs)))
+        return replace(made, outcome=replace(made.outcome, logs=logs))
+
+    async def _late_logs(self, entry: Entry, runner: Runner, count: int) -> None:
+        """Keep what comes from a runner's pipe after the answer that it belongs to."""
+        before, moment, attempt = entry.printed_before, entry.moment, entry.attempt
+        await asyncio.sleep(LATE_SECONDS)
+        logs = await self._outputs.since(runner, before, moment, again=True)
+        if len(logs) > count:
+            await self.writer.do(partial(rows.set_logs, request=entry.id, attempt=attempt, logs=logs))
+            self._recent.pop(entry.id, None)
 
     async def settle(self, entry: Entry, made: Attempted) -> None:
         """Keep the answer of a request, or let it wait for another attempt."""
@@ -353,9 +374,11 @@ class Queue:
         line = self._lines.get((entry.owner, entry.alias))
         return 0 if line is None else line.order.position(entry)
 
-    def logs(self, entry: Entry) -> list[dict[str, str]]:  # noqa: ARG002 - of the first form
-        """Return what a request that runs has printed so far."""
-        return []
+    async def logs(self, entry: Entry) -> list[dict[str, str]]:
+        """Return what has been printed since a request runs."""
+        return (
+            [] if entry.place is None else await self._outputs.since(entry.place[1], entry.printed_before, entry.moment)
+        )
 
     async def answer(self, known: Known) -> bytes | None:
         """Return the body of an answer; None for one that is a file."""

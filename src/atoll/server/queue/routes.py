@@ -263,7 +263,7 @@ async def _found(asked: Asked) -> Entry | Known:
 async def status(asked: Asked) -> Response:
     """Tell the state of a request: 200 when it is over, 202 before."""
     found, links = await _found(asked), asked.links
-    code, data = state(asked.queue, found, links, logs=asked.wants_logs)
+    code, data = await state(asked.queue, found, links, logs=asked.wants_logs)
     return JSONResponse(data, code)
 
 
@@ -291,6 +291,8 @@ async def _result(queue: Queue, found: Entry | Known) -> Response:
         body = await queue.answer(found)
     pieces: AsyncIterator[bytes] | None = None
     if body is None:
+        if not queue.files.path(found.id, ANSWER).exists():
+            raise errors.CallerError("the answer is gone", hint="a backup has no large ones", status=404)
         pieces = queue.files.pieces(found.id, ANSWER)
         headers.append(("content-length", str(found.answer_bytes)))
     told = StreamingResponse(pieces, found.status) if pieces is not None else Response(body, found.status)
@@ -311,7 +313,7 @@ async def status_or_result(asked: Asked) -> Response:
     found, links = await _found(asked), asked.links
     if isinstance(found, Known) and found.state == OVER:
         return await _result(asked.queue, found)
-    code, data = state(asked.queue, found, links, logs=asked.wants_logs)
+    code, data = await state(asked.queue, found, links, logs=asked.wants_logs)
     return JSONResponse(data, code)
 
 

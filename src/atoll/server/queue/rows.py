@@ -148,6 +148,12 @@ def finish(connection: Connection, request: str, attempt: str, outcome: Outcome)
     return True
 
 
+def set_logs(connection: Connection, request: str, attempt: str, logs: Sequence[dict[str, str]]) -> None:
+    """Keep what was printed, of the attempt that was the last one."""
+    where = (queued.c.id == request) & (queued.c.attempt == attempt)
+    connection.execute(queued.update().where(where).values(logs=msgspec.json.encode(logs).decode()))
+
+
 def find(connection: Connection, request: str) -> Known | None:
     """Return a request; None for none."""
     names = (queued.c[name] for name in Known.__dataclass_fields__ if name != "owner_name")

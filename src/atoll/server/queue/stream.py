@@ -30,7 +30,7 @@ async def events(queue: Queue, found: Entry | Known, links: Links, *, logs: bool
             now = await queue.find(found.id)
             if now is None:
                 return
-            _, data = state(queue, now, links, logs=logs)
+            _, data = await state(queue, now, links, logs=logs)
             event = b"data: " + json.dumps(data).encode() + b"\n\n"
             if event != last:
                 yield event
