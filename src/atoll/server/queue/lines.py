@@ -137,8 +137,14 @@ class Line:
                 self._busy -= 1
 
     async def _failed(self, error: errors.AtollError) -> None:
-        """Note that no runner can be had; those that fail at the same time count once."""
+        """Note that no runner can be had; those that fail at the same time count once.
+
+        That too many direct requests wait for one is no failure of the endpoint's, and counts for nobody.
+        """
         if self._rest is not None:
+            return
+        if "retry_after" in error.details:
+            self._pause(rest_seconds(2))
             return
         self._failures += 1
         self._pause(rest_seconds(self._failures))

@@ -146,7 +146,7 @@ class Queue:
             QuotaExceeded: there is no room.
         """
         line = self.line(entry)
-        await self.keeping.reserve(entry.body_bytes)
+        await self.keeping.reserve(entry.owner, entry.body_bytes)
         entry.submitted = time.time()
         values = {
             **{name: getattr(entry, name) for name in _COLUMNS},
@@ -276,7 +276,7 @@ class Queue:
             seconds = rest_seconds(entry.attempts)
             entry.timer = asyncio.get_running_loop().call_later(seconds, lambda: self.line(entry).add(entry))
             return
-        await self._finish(entry, made.outcome)
+        await self._finish(entry, cancelling.OUTCOME if entry.cancelled else made.outcome)
 
     async def refuse(self, entry: Entry, error: errors.AtollError) -> None:
         """Note that no runner can be had for a request; end it after too many attempts."""
@@ -309,7 +309,7 @@ class Queue:
                 log.exception("queue_cannot_finish", extra={"fields": {"request": entry.id, "error": str(error)[:300]}})
                 await asyncio.sleep(rest_seconds(attempt))
         self._forget(entry, outcome if counts else None)
-        self.keeping.changed(-entry.body_bytes + (outcome.size if counts else 0))
+        self.keeping.changed(entry.owner, -entry.body_bytes + (outcome.size if counts else 0))
         if entry.body_bytes > INLINE_BYTES:
             await self.files.remove([entry.id], BODY)
         if not counts:

@@ -192,35 +192,45 @@ def answer(connection: Connection, request: str) -> bytes | None:
     return found
 
 
-def stored(connection: Connection) -> int:
-    """Return the bytes of all requests and answers."""
-    return int(connection.execute(select(func.sum(queued.c.body_bytes + queued.c.answer_bytes))).scalar() or 0)
+def stored(connection: Connection) -> dict[str, int]:
+    """Return the bytes of all requests and answers, by the endpoints' owners."""
+    size = func.sum(queued.c.body_bytes + queued.c.answer_bytes)
+    return {
+        owner: int(found) for owner, found in connection.execute(select(queued.c.owner, size).group_by(queued.c.owner))
+    }
 
 
-def expire(connection: Connection, before: float, excess: int, most: int = 500) -> tuple[list[str], int]:
+def expire(
+    connection: Connection, before: float, excess: int, owner: str = "", most: int = 500
+) -> list[tuple[str, str, int]]:
     """Remove requests that are over since before a moment, and further ones until so many bytes are free.
 
     Those whose webhook is still to be told stay. At most `most` are removed at a time.
 
+    Args:
+        owner: whose endpoints' requests; empty for all.
+
     Returns:
-        their ids, and the bytes of their answers.
+        their ids, the endpoints' owners, and the bytes of their answers.
     """
     query = (
-        select(queued.c.id, queued.c.finished, queued.c.answer_bytes)
+        select(queued.c.id, queued.c.owner, queued.c.answer_bytes, queued.c.finished)
         .where(queued.c.state == OVER, queued.c.id.not_in(webhooks.open_ids()))
         .order_by(queued.c.finished)
         .limit(most)
     )
-    gone, free = [], 0
-    for row in connection.execute(query):
+    gone: list[tuple[str, str, int]] = []
+    free = 0
+    for row in connection.execute(query.where(queued.c.owner == owner) if owner else query):
         if row.finished >= before and free >= excess:
             break
-        gone.append(row.id)
+        gone.append((row.id, row.owner, row.answer_bytes))
         free += row.answer_bytes
     if gone:
-        connection.execute(delete(queued).where(queued.c.id.in_(gone)))
-        webhooks.remove(connection, gone)
-    return gone, free
+        ids = [one for one, _, _ in gone]
+        connection.execute(delete(queued).where(queued.c.id.in_(ids)))
+        webhooks.remove(connection, ids)
+    return gone
 
 
 def known_ids(connection: Connection, ids: Sequence[str]) -> set[str]:

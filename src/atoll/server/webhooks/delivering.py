@@ -107,7 +107,7 @@ class Deliveries:
                 await self._database.run(partial(rows.remove, names=[webhook.id]))
                 return
             async with asyncio.timeout(self._options.seconds):
-                target = await resolve(webhook.url, self._allowed)
+                target = await resolve(webhook.user, webhook.url, self._allowed)
                 status = await self._send(target, webhook, body)
             if status // 100 != 2:
                 error = f"the receiver has answered {status}"

@@ -6,19 +6,22 @@ that means another one a moment later gains nothing. Certificates are checked fo
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from urllib.parse import SplitResult, urlsplit
 
 from atoll import errors
+from atoll.work_threads import WorkThreads
 
 MOST_URL = 2048
 Network = IPv4Network | IPv6Network
 _EMBEDDED = (ip_network("64:ff9b::/96"), ip_network("64:ff9b:1::/48"), ip_network("::/96"))
 """IPv6 addresses that lead to the IPv4 address in their last bytes (RFC 6052, RFC 8215, RFC 4291)."""
+
+_threads = WorkThreads("webhooks", 8)
 
 
 @dataclass(frozen=True)
@@ -103,8 +106,11 @@ def may_be_told(text: str, allowed: Sequence[Network]) -> bool:
     )
 
 
-async def resolve(url: str, allowed: Sequence[Network]) -> Target:
+async def resolve(user: str, url: str, allowed: Sequence[Network]) -> Target:
     """Look a URL's host up, and return where to connect.
+
+    Args:
+        user: in whose turn: names of one user's that nobody answers for hold up no others.
 
     Raises:
         CallerError: it cannot be a webhook, or all its addresses are such as may not be told.
@@ -113,7 +119,7 @@ async def resolve(url: str, allowed: Sequence[Network]) -> Target:
     parts = check_url(url)
     host, secure = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    found = await _threads.run(user, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
     addresses = [str(one[4][0]) for one in found]
     address = next((one for one in addresses if may_be_told(one, allowed)), None)
     if address is None:
