@@ -296,7 +296,8 @@ def note(connection: Connection, begun: Sequence[str], ended: Sequence[Ended]) -
         connection.execute(sending, [{"name": name} for name in begun])
     if not ended:
         return []
-    over = update(activations).where(mine, activations.c.state.in_(("due", "sent")))
+    begins = (activations.c.state == "due") | (activations.c.state == "sent")  # `IN` goes with one row at a time only
+    over = update(activations).where(mine, begins)
     values: dict[str, Any] = {name: bindparam(f"new_{name}") for name in ("started", "ended", "outcome", "reason")}
     connection.execute(
         over.values(state="finished", **values),
