@@ -80,7 +80,7 @@ def database(tmp_path: Path) -> Iterator[Database]:
 
 def scheduled(database: Database, monkeypatch: pytest.MonkeyPatch, **rule: str) -> str:
     """Return the id of a schedule of each minute, made at noon."""
-    monkeypatch.setattr(rows.time, "time", lambda: NOON - 1)
+    monkeypatch.setattr("atoll.server.schedules.rows.time.time", lambda: NOON - 1)
     with database.writing() as connection:
         user = account_rows.find_user(connection, "ann").id
         revision = f"revision-{len(rows.all_of(connection, user))}"
@@ -188,7 +188,7 @@ def test_paused_and_cancelled_schedules_have_no_runs(database: Database, monkeyp
         async with hands.clock.running():
             await hands.at(600)
             assert hands.states(name) == hands.states(other) == []
-            monkeypatch.setattr(rows.time, "time", lambda: NOON + 601)
+            monkeypatch.setattr("atoll.server.schedules.rows.time.time", lambda: NOON + 601)
             with database.writing() as connection:
                 resumed = rows.set_state(connection, user, name, rows.ACTIVE)
                 with pytest.raises(errors.CallerError, match="does not run again"):
