@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
 
 from starlette.requests import HTTPConnection, Request
@@ -69,6 +69,8 @@ class Gateway:
         self.rates = Rates()
         self.reserved: frozenset[bytes] = frozenset()
         """First parts of paths that are the server's own."""
+        self.others: list[Callable[[Scope], bool]] = []
+        """Return whether another part of the server answers a request although its address is below an endpoint's."""
         self._known: dict[tuple[str, str], tuple[float, Revision | None]] = {}
 
     def forget(self) -> None:
@@ -101,6 +103,8 @@ class Gateway:
 
     def serves(self, scope: Any) -> bool:
         """Return whether a request is for an endpoint: by its host, or a path that is none of the server's own."""
+        if any(other(scope) for other in self.others):
+            return False
         if self._suffix and self.is_named(scope):
             return True
         path: bytes = scope["raw_path"]

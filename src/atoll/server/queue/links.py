@@ -87,6 +87,11 @@ def is_named(scope: Scope, gateway: Gateway, domain: str) -> bool:
     return gateway.is_named(scope) or _is_queues(scope, domain)
 
 
+def is_of_queue(scope: Scope, gateway: Gateway, domain: str) -> bool:
+    """Return whether the queue answers a request: a cheap look first, since each request to an endpoint comes here."""
+    return (b"/" + _OLD in scope["raw_path"] or _is_queues(scope, domain)) and read(scope, gateway, domain) is not None
+
+
 def _is_queues(scope: Scope, domain: str) -> bool:
     return bool(domain) and _host(scope).partition(":")[0].lower() == f"queue.{domain}"
 

@@ -8,7 +8,7 @@ from atoll.server.database.database import DIRECTORY
 from atoll.server.endpoints.rows import Revision
 from atoll.server.endpoints.runners import Pool
 from atoll.server.queue.administration import routes as administration
-from atoll.server.queue.links import QUEUE
+from atoll.server.queue.links import QUEUE, is_of_queue
 from atoll.server.queue.payloads import payload
 from atoll.server.queue.queue import Queue
 from atoll.server.queue.routes import Addresses
@@ -19,7 +19,7 @@ MOST_ASKED = 1 << 20
 
 
 def install(state: ServerState) -> None:
-    """Add the part: after endpoints and webhooks, since its work needs both, and with its routes before the gateway's."""
+    """Add the part: after endpoints and webhooks, since its work needs both, whose addresses are among the gateway's."""
     parts, options = state.parts, state.node.options
     gateway, runners, deliveries = parts["gateway"], parts["runners"], parts["webhooks"]
 
@@ -34,5 +34,7 @@ def install(state: ServerState) -> None:
     state.body_bytes[QUEUE + "/"] = options.queue.request_bytes
     domain = state.options.domain
     state.routes.insert(0, Addresses(queue, gateway, domain, by_host=True))
-    state.routes[-1:-1] = [*administration(), Addresses(queue, gateway, domain, by_host=False)]
+    state.routes += [*administration(), Addresses(queue, gateway, domain, by_host=False)]
+    gateway.reserved |= {b"queue", b"applications"}
+    gateway.others.append(lambda scope: is_of_queue(scope, gateway, domain))
     state.lifespan.append(queue.serving)
