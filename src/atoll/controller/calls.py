@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
@@ -17,8 +17,10 @@ from atoll.controller.callers import Caller
 from atoll.controller.logs import CallLogs
 from atoll.host import index_settings
 from atoll.host.contract import Ticket
+from atoll.model.specs import LeaseSpec
 from atoll.sdk.call import Prepared, Request
 from atoll.sdk.decorator import isolated
+from atoll.sdk.detached.spawning import spool_of
 from atoll.web import hosted
 
 SETTINGS = frozenset(
@@ -56,21 +58,24 @@ class Hosted:
     def __init__(
         self, caller: Caller, asked: Any, variables: dict[str, str], secrets: tuple[str, ...], *, served: bool = False
     ) -> None:
-        method = asked.function.method
-        try:
-            options = environments.options_of(asked, method)
-            more = {"keep_alive": 0.0} if served else {"results": "data"}
-            function = isolated(host=caller.host, secrets=secrets, **options | more)(
-                hosted.serve if served else hosted.call
+        if asked.files:
+            raise errors.CallerError(
+                "files beside the function (`app_files`) are not served here", hint="put them below /data: `sync_dir`"
             )
-        except (TypeError, ValueError) as error:
-            raise errors.CallerError(str(error), hint="change the function's options") from error
-        self.function = function
-        spec = function.lease_spec(pickled=False)
-        spec = replace(spec, environment=replace(spec.environment, index=_operators()))
-        self._prepared = Prepared(function.__wrapped__, function.options, spec, function._source)
+        if not asked.HasField("function"):
+            raise errors.CallerError("an entrypoint in a container is not served here", hint="send the function")
+        method = asked.function.method
+        more = {"keep_alive": 0.0} if served else {"results": "data"}
+        self.function, spec = isolated_for(
+            caller, asked, method, hosted.serve if served else hosted.call, secrets=secrets, **more
+        )
+        self._prepared = Prepared(self.function.__wrapped__, self.function.options, spec, self.function._source)
         setup = asked.setup_func.definition if asked.HasField("setup_func") else b""
         self._arguments = method, asked.function.definition, setup, variables
+
+    def spool(self) -> Iterable[Any]:
+        """Return the bytes by which a server makes the call by itself."""
+        return spool_of(self.function, self._prepared.request(self._arguments, {}))
 
     def request(self, call_id: str = "") -> Request:
         """Return the call."""
@@ -86,6 +91,22 @@ class Hosted:
         request = self.request(ticket.call_id)
         message = self._prepared.host.run(request.spec, request.call, request.bundle, output, ticket)
         return self._prepared.value_of(message, request.call.id)
+
+
+def isolated_for(
+    caller: Caller, asked: Any, method: str, target: Callable[..., Any], **more: Any
+) -> tuple[Any, LeaseSpec]:
+    """Return a function of Atoll's for a message's environment and machine, and the spec of its leases.
+
+    Raises:
+        CallerError: the message asks for something that there is not here.
+    """
+    try:
+        function = isolated(host=caller.host, **environments.options_of(asked, method) | more)(target)
+        spec = function.lease_spec(pickled=False)
+    except (TypeError, ValueError) as error:
+        raise errors.CallerError(str(error), hint="change the function's options") from error
+    return function, replace(spec, environment=replace(spec.environment, index=_operators()))
 
 
 def _operators() -> tuple[tuple[str, str], ...]:

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from google.protobuf.timestamp_pb2 import Timestamp
+
 from atoll.controller.messages import BRIDGE, BUILDER, INFO, STDERR, STDOUT, USER, messages
 from atoll.terminal_text import printable
 
@@ -17,10 +19,12 @@ MOST_TAIL = 4096
 
 def entry(text: str, source: int, level: int, at: float = 0.0) -> Any:
     """Return a log entry, by default of now."""
-    moment = at or time.time()
-    found = messages.Log(message=text, source=source, level=level)
-    found.timestamp.seconds, found.timestamp.nanos = int(moment), int(moment % 1 * 1e9)
-    return found
+    return messages.Log(message=text, source=source, level=level, timestamp=moment(at or time.time()))
+
+
+def moment(seconds: float) -> Any:
+    """Return a moment, in seconds since the epoch, as messages have it."""
+    return Timestamp(seconds=int(seconds), nanos=int(seconds % 1 * 1e9))
 
 
 class Lines:

@@ -16,6 +16,9 @@ from atoll.model.specs import LeaseSpec
 URL = "http://127.0.0.1"
 """Of a host without an address: it is neither resolved nor connected to."""
 
+SECONDS = 60.0
+MOST_TEXT = 16 << 20
+
 
 class _Connection(http.client.HTTPConnection):
     """A connection by a Unix socket."""
@@ -54,6 +57,21 @@ class OwnServer(Server):
             raise
         return connection
 
+    def text(self, path: str) -> str:
+        """See `OwnHost.text`."""
+        connection = self._connect(SECONDS)
+        try:
+            connection.request("GET", path, headers=self._headers())
+            answer = connection.getresponse()
+            data = answer.read(MOST_TEXT)
+            if answer.status >= 400:
+                raise self._refusal(answer.status, {}, data)
+        except (OSError, http.client.HTTPException) as error:
+            raise self.unreachable(error) from error
+        finally:
+            connection.close()
+        return data.decode("utf-8", "replace")
+
 
 class OwnHost(Host):
     """Runs functions on the server that has started this process.
@@ -71,6 +89,14 @@ class OwnHost(Host):
     def server(self) -> Server:
         """The server and the caller's key."""
         return self._own
+
+    def text(self, path: str) -> str:
+        """Return the answer to a request as text.
+
+        Raises:
+            AtollError: the server refuses it.
+        """
+        return self._own.text(path)
 
     def travelling(self, spec: LeaseSpec) -> LeaseSpec:
         """See `PooledHost.travelling`; nothing of this process's files travels: the specs are other people's."""

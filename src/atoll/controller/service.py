@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 
 from atoll import errors
-from atoll.controller import runs
+from atoll.controller import accounts, applications, builds, crons, observing, runs
 from atoll.controller.callers import Caller, Callers, status_of, text_of
 from atoll.controller.messages import messages
 from atoll.controller.workers import WorkerKeys
@@ -26,12 +26,13 @@ class Service:
 
     Args:
         server: path of the Unix socket of the server.
-        url: that functions and clients reach the server by; empty for one that only loopback reaches.
+        url: that clients reach the server by.
+        api: name and port that functions reach it by, which begin with `api`; empty where they cannot.
     """
 
-    def __init__(self, server: str, url: str = "") -> None:
+    def __init__(self, server: str, url: str, api: str = "") -> None:
         self.callers = Callers(server)
-        self.url = url
+        self.url, self.api = url, api
         self.keys = WorkerKeys()
 
     def handlers(self) -> Any:
@@ -85,5 +86,33 @@ async def _failed(context: Any, error: Exception) -> None:
 
 STREAMS: dict[str, tuple[str, Any]] = {
     "Run": ("HostedRun", runs.run),
+    "BuildEnvironment": ("BuildEnvironmentRequest", builds.build),
+    "RegisterApplication": ("RegisterApplicationRequest", applications.register),
+    "GetLogs": ("GetLogsRequest", observing.logs),
 }
-UNARY: dict[str, tuple[str, Any]] = {}
+"""Methods that answer with a stream: the message that each takes, and what answers it."""
+UNARY: dict[str, tuple[str, Any]] = {
+    "CreateUserKey": ("CreateUserKeyRequest", accounts.make_key),
+    "ListUserKeys": ("Empty", accounts.list_keys),
+    "RevokeUserKey": ("RevokeUserKeyRequest", accounts.revoke_key),
+    "SetSecret": ("SetSecretRequest", accounts.set_secret),
+    "ListSecrets": ("ListSecretsRequest", accounts.list_secrets),
+    "ListEnvironments": ("Empty", accounts.list_environments),
+    "ListAliases": ("ListAliasesRequest", applications.list_aliases),
+    "SetAlias": ("SetAliasRequest", applications.set_alias),
+    "DeleteAlias": ("DeleteAliasRequest", applications.delete_alias),
+    "UpdateApplication": ("UpdateApplicationRequest", applications.update),
+    "ListApplications": ("ListApplicationsRequest", applications.list_applications),
+    "RolloutApplication": ("RolloutApplicationRequest", applications.roll_out),
+    "ListRunners": ("ListRunnersRequest", applications.list_runners),
+    "ListAliasRunners": ("ListAliasRunnersRequest", applications.list_runners),
+    "StopRunner": ("RunnerRequest", applications.stop_runner),
+    "KillRunner": ("RunnerRequest", applications.stop_runner),
+    "RegisterCron": ("RegisterCronRequest", crons.register),
+    "ListCrons": ("Empty", crons.list_all),
+    "CancelCron": ("CronRequest", crons.cancel),
+    "ListActivations": ("CronRequest", crons.activations),
+    "GetActivationLogs": ("GetActivationLogsRequest", crons.logs),
+    "WorkerStatusList": ("WorkerStatusListRequest", observing.workers),
+}
+"""Methods with one answer."""

@@ -46,7 +46,7 @@ def surroundings(caller: Caller, service: Any, asked: Any) -> tuple[dict[str, st
     """Return variables of a function, and the names of the secrets that it has besides.
 
     Args:
-        service: has `keys` and `url`.
+        service: has `keys` and `api`.
         asked: the message that names secrets, where it does.
 
     Raises:
@@ -56,10 +56,10 @@ def surroundings(caller: Caller, service: Any, asked: Any) -> tuple[dict[str, st
     if asked.HasField("secrets") and asked.secrets.names:
         listed = [name for name in asked.secrets.names if name in listed]
     found = {"IS_ISOLATE_AGENT": "1"}
-    if service.url:  # else nothing that a function could reach
+    if service.api:  # else nothing that a function could reach
         key_id, secret = service.keys.key(caller)
         found |= {
-            "FAL_HOST": service.url,
+            "FAL_HOST": service.api,
             "FAL_KEY_ID": key_id,
             "FAL_KEY_SECRET": secret,
             "FAL_KEY": f"{key_id}:{secret}",

@@ -32,6 +32,7 @@ from atoll.server.login import part as login
 from atoll.server.machines import part as machines
 from atoll.server.nodes import part as nodes
 from atoll.server.pages import install as pages
+from atoll.server.published import part as published
 from atoll.server.queue import part as queue
 from atoll.server.schedules import part as schedules
 from atoll.server.state import ServerState
@@ -58,6 +59,7 @@ PARTS: tuple[Callable[[ServerState], None], ...] = (
     apps.install,
     webhooks.install,
     controller.install,
+    published.install,
     endpoints.install,
     queue.install,
 )

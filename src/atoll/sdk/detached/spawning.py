@@ -107,9 +107,13 @@ def keep(function: CallableFunction, requests: Sequence[Request], batch: str = "
     )
 
 
-def spool_of(function: CallableFunction) -> Iterable[Any]:
-    """Return the bytes of a spool with one call without arguments, for a host that makes such calls by itself."""
-    return _pieces(function, [function._prepare().request((), {})])()
+def spool_of(function: CallableFunction, request: Request | None = None) -> Iterable[Any]:
+    """Return the bytes of a spool with one call, for a host that makes such calls by itself.
+
+    Args:
+        request: the call; by default one without arguments.
+    """
+    return _pieces(function, [request or function._prepare().request((), {})])()
 
 
 def _needs(spec: LeaseSpec) -> dict[str, Any]:

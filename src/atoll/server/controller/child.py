@@ -31,11 +31,13 @@ class Controller:
         server: path of the server's Unix socket, which the child asks.
         listen: path of the child's own one.
         log: file that takes what the child prints.
-        url: that clients and functions reach the server by; empty where that is not known.
+        domain: name that the server is reached by, and `api.` before it; empty for the address that it listens at.
     """
 
-    def __init__(self, server: Path, listen: Path, log: Path, url: str = "") -> None:
-        self._options = {"server": str(server), "listen": str(listen), "url": url}
+    def __init__(self, server: Path, listen: Path, log: Path, domain: str = "") -> None:
+        self._options = {"server": str(server), "listen": str(listen)}
+        self._described = server.parent / "server.json"
+        self._domain = domain
         self._log_path = log
         self._child: process.Child | None = None
         self._orders = -1
@@ -59,6 +61,16 @@ class Controller:
             await asyncio.shield(self._starting)
         return self._options["listen"]
 
+    def _addresses(self) -> dict[str, str]:
+        """Return the addresses by which others reach the server, which listens by now."""
+        url = str(json.loads(self._described.read_text())["url"])
+        scheme, _, rest = url.partition("://")
+        port = rest.rpartition(":")[2]
+        if not self._domain:
+            return {"url": url, "api": ""}
+        shown = "" if port == ("443" if scheme == "https" else "80") else f":{port}"
+        return {"url": f"{scheme}://{self._domain}{shown}", "api": f"api.{self._domain}:{port}"}
+
     def _started(self, task: asyncio.Task[None]) -> None:
         self._starting = None
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -72,7 +84,7 @@ class Controller:
             self._log_path.parent.mkdir(mode=0o700, exist_ok=True)
             with open(self._log_path, "ab", buffering=0, opener=_private) as log:  # noqa: ASYNC230 - the disk is ours
                 self._child = process.Child(
-                    [sys.executable, "-m", "atoll.controller", json.dumps(self._options)],
+                    [sys.executable, "-m", "atoll.controller", json.dumps(self._options | self._addresses())],
                     env=settings.environment_with({"PYTHONUNBUFFERED": "1", "GRPC_ENABLE_FORK_SUPPORT": "0"}),
                     stdin=orders,
                     stdout=process.PIPE,

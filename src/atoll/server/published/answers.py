@@ -1,0 +1,48 @@
+"""Errors as the published clients show them: `detail` is a text."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from atoll import errors
+from atoll.server.app import status_of
+from atoll.server.files import failures
+from atoll.server.files.paths import BadPath
+
+Handler = Callable[[Request], Awaitable[Any]]
+
+
+class Failed(Exception):
+    """A request that is answered with a status and a text."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+
+
+def route(path: str, method: str, handler: Handler) -> Route:
+    """Return the route of a handler, whose result is JSON unless it is an answer."""
+
+    @functools.wraps(handler)
+    async def handle(request: Request) -> Response:
+        try:
+            found = await handler(request)
+        except Failed as error:
+            return JSONResponse({"detail": error.detail}, error.status)
+        except BadPath as error:
+            return JSONResponse({"detail": f"{error}; {error.hint}"}, 422)
+        except errors.AtollError as error:
+            detail = f"{error.message}; {error.hint}" if error.hint else error.message
+            return JSONResponse({"detail": detail}, status_of(error))
+        except OSError as error:
+            failed = failures.failure(error, "")
+            return JSONResponse({"detail": error.strerror or str(error)}, failed.status_code)
+        return found if isinstance(found, Response) else JSONResponse(found)
+
+    return Route(path, handle, methods=[method])

@@ -1,0 +1,226 @@
+"""`/files/…`: the user's volume, as `sync_dir`, downloads and the command line of the published clients have it."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import stat
+import zipfile
+from collections.abc import AsyncIterator, Iterator
+from typing import Any, BinaryIO
+from uuid import uuid4
+
+from starlette.datastructures import UploadFile
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute
+
+from atoll.server.files.download import Streamed, download
+from atoll.server.files.paths import from_text
+from atoll.server.files.peers import Lent, Peers
+from atoll.server.published.answers import Failed, route
+from atoll.server.state import principal_of, state_of
+from atoll.storage.client.volume import VolumeClient
+from atoll.storage.protocol.connection import absolute
+
+PREFIX = "/files"
+MOST_BODY_BYTES = 1 << 40
+HASH_FILE = ".fal_hash"
+MOST_HASH_BYTES = 1000
+PIECE_BYTES = 1 << 20
+MOST_ENTRIES = 200_000
+"""Entries of one archive."""
+
+
+def routes() -> list[BaseRoute]:
+    """Return the routes."""
+    return [
+        route(PREFIX + "/dir/check_hash/{path:path}", "POST", check_hash),
+        route(PREFIX + "/file/local/{path:path}", "POST", upload),
+        route(PREFIX + "/file/exists/{path:path}", "POST", exists),
+        route(PREFIX + "/list", "GET", list_directory),
+        route(PREFIX + "/list/{path:path}", "GET", list_directory),
+        route(PREFIX + "/file/{path:path}", "GET", read),
+        route(PREFIX + "/file/{path:path}", "DELETE", delete),
+        route(PREFIX + "/rename/{path:path}", "POST", rename),
+    ]
+
+
+def _path(request: Request) -> str:
+    """Return the path of a request, relative to `/data`."""
+    text = request.path_params.get("path", "")
+    return from_text("" if text.strip("/") == "data" else text).path
+
+
+@contextlib.asynccontextmanager
+async def _lent(request: Request) -> AsyncIterator[Lent]:
+    peers: Peers = state_of(request).parts["files"]
+    async with peers.lent(await principal_of(request)) as lent:
+        yield lent
+
+
+async def check_hash(request: Request) -> Any:
+    """Tell whether a directory was uploaded with these contents."""
+    path = _path(request)
+    try:
+        wanted = json.loads(await request.body())["hash"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise Failed(422, "the body names no `hash`") from error
+    async with _lent(request) as lent:
+        try:
+            found = await lent.call(lent.volume.read_bytes, f"{path}/{HASH_FILE}", 0, MOST_HASH_BYTES)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+    return bool(wanted) and found.decode("utf-8", "replace").strip() == wanted
+
+
+async def upload(request: Request) -> Any:
+    """Write a file; with `unzip=true` a directory takes its place, with what the archive has."""
+    path, unzip = _path(request), request.query_params.get("unzip", "false").lower() == "true"
+    if not path:
+        raise Failed(422, "`/data` itself cannot be written")
+    await principal_of(request)  # before the body, which takes room on the disk
+    async with request.form(max_files=1, max_fields=10) as form:
+        file = form.get("file_upload")
+        if not isinstance(file, UploadFile):
+            raise Failed(422, "the body has no field `file_upload`")
+        async with _lent(request) as lent:
+            if unzip:
+                await lent.call(unpack, lent.volume, file.file, path)
+            else:
+                await lent.call(lent.volume.write, path, _pieces(file.file))
+    return True
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    while piece := file.read(PIECE_BYTES):
+        yield piece
+
+
+def unpack(volume: VolumeClient, file: BinaryIO, path: str) -> None:
+    """Put an archive's contents into a new directory, which then takes the place of what was at its path.
+
+    Raises:
+        Failed: it is no archive, or an entry would be elsewhere.
+    """
+    above, _, name = path.rpartition("/")
+    made = f"{above}/.{name[:100]}-{uuid4().hex}".lstrip("/")
+    try:
+        archive = zipfile.ZipFile(file)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise Failed(422, "the file is no zip archive") from error
+    with archive:
+        entries = archive.infolist()
+        if len(entries) > MOST_ENTRIES:
+            raise Failed(422, f"the archive has more than {MOST_ENTRIES:,} entries")
+        targets = [from_text(f"/{made}/{one.filename.removesuffix('/')}").path for one in entries]
+        volume.makedirs(made, exist_ok=True)
+        try:
+            for one, target in zip(entries, targets, strict=True):
+                mode = one.external_attr >> 16
+                if one.is_dir():
+                    volume.makedirs(target, exist_ok=True)
+                elif stat.S_IFMT(mode) in (0, stat.S_IFREG):  # never a link that the archive names
+                    with archive.open(one) as content:
+                        volume.write(target, _pieces(content), mode=(mode & 0o777) or None)  # type: ignore[arg-type]
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+            volume.remove(made, recursive=True)
+            raise Failed(422, f"the archive cannot be read: {error}") from error
+        except BaseException:
+            with contextlib.suppress(Exception):
+                volume.remove(made, recursive=True)
+            raise
+    with contextlib.suppress(FileNotFoundError):
+        volume.remove(path, recursive=True)
+    volume.rename(made, path)
+
+
+async def exists(request: Request) -> Any:
+    """Describe a file or a directory; status 404 where there is none."""
+    path, sums = _path(request), request.query_params.get("calculate_checksum", "").lower() == "true"
+    async with _lent(request) as lent:
+        return await lent.call(_described, lent.volume, path, sums)
+
+
+def _described(volume: VolumeClient, path: str, sums: bool) -> dict[str, Any]:
+    try:
+        found = volume.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise Failed(404, f"there is no `{absolute(path)}`") from error
+    described = _spec(path, found)
+    if sums and described["is_file"]:
+        sha, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        for piece in volume.read(path):
+            sha.update(piece)
+            md5.update(piece)
+        described |= {"checksum_sha256": sha.hexdigest(), "checksum_md5": md5.hexdigest()}
+    return described
+
+
+def _spec(path: str, found: os.stat_result) -> dict[str, Any]:
+    return {
+        "path": absolute(path),
+        "name": path.rpartition("/")[2] or "data",
+        "created_time": found.st_mtime,
+        "updated_time": found.st_mtime,
+        "is_file": not stat.S_ISDIR(found.st_mode),
+        "size": found.st_size,
+        "checksum_sha256": None,
+        "checksum_md5": None,
+    }
+
+
+async def list_directory(request: Request) -> Any:
+    """List a directory; one that does not exist has nothing."""
+    path = _path(request)
+
+    def listed(volume: VolumeClient) -> list[dict[str, Any]]:
+        try:
+            names = volume.listdir(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+        above, found = path + "/" if path else "", []
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                found.append(_spec(above + name, volume.stat(above + name, follow=False)))
+        return found
+
+    async with _lent(request) as lent:
+        return await lent.call(listed, lent.volume)
+
+
+async def read(request: Request) -> Response:
+    """Send a file."""
+    path = _path(request)
+    async with contextlib.AsyncExitStack() as stack:
+        lent = await stack.enter_async_context(_lent(request))
+        answer = await download(stack, lent, path, dict(request.headers), head=False, inline=False)
+        if isinstance(answer, Streamed):
+            answer.held_by = contextlib.nullcontext()
+        return answer
+
+
+async def delete(request: Request) -> Any:
+    """Remove a file, or a directory with all that is in it."""
+    path = _path(request)
+    if not path:
+        raise Failed(403, "`/data` itself cannot be removed")
+    async with _lent(request) as lent:
+        await lent.call(lent.volume.remove, path, recursive=True)
+    return True
+
+
+async def rename(request: Request) -> Any:
+    """Move a file or a directory."""
+    path = _path(request)
+    try:
+        target = from_text(json.loads(await request.body())["destination"]).path
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise Failed(422, "the body names no `destination`") from error
+    if not path or not target:
+        raise Failed(403, "`/data` itself cannot be moved")
+    async with _lent(request) as lent:
+        await lent.call(lent.volume.rename, path, target, replace=False)
+    return JSONResponse(True)

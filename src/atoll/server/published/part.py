@@ -1,0 +1,12 @@
+"""The part of the published clients' addresses; before the part of endpoints, whose addresses begin with owners."""
+
+from __future__ import annotations
+
+from atoll.server.published import applications, files, users
+from atoll.server.state import ServerState
+
+
+def install(state: ServerState) -> None:
+    """Add the part."""
+    state.routes += [*users.routes(), *files.routes(), *applications.routes()]
+    state.body_bytes[files.PREFIX + "/"] = files.MOST_BODY_BYTES
