@@ -174,13 +174,14 @@ def test_functions_load_no_openssl() -> None:
 
 SERVER = {
     *("starlette", "uvicorn", "httptools", "uvloop", "sqlalchemy", "alembic", "psycopg", "cryptography"),
-    *("joserfc", "httpx", "jinja2", "python-multipart", "prometheus-client", "msgspec"),
+    *("joserfc", "httpx", "jinja2", "python-multipart", "prometheus-client", "msgspec", "cronsim"),
 }
 """Packages of the extras for servers."""
 
 KNOWN_TO_ONE = {
     "cloudpickle": {"atoll.payload.pickling"},
     "pickle": {"atoll.payload", "atoll.sdk"},
+    "cronsim": {"atoll.server.schedules.crons"},
     "marshal": set(),
     "shelve": set(),
     "packaging": {"atoll.environments"},
