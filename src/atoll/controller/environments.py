@@ -9,8 +9,11 @@ from google.protobuf import json_format
 
 from atoll import errors
 
-SERIALIZERS = {"dill": "dill==0.3.7", "cloudpickle": "cloudpickle>=3,<4"}
-"""Packages that open pickles: that of 2023 at the version that its client has."""
+OWN = {"dill": ("dill==0.3.7",), "cloudpickle": ("cloudpickle>=3,<4", "grpcio")}
+"""Packages of workers: what opens pickles, that of 2023 at the version that its client has.
+
+The web app of today's `fal.App` comes by value, with modules of its client that import `grpc`.
+"""
 TBLIB = "tblib>=1.7,<3.2"
 """For exceptions with their causes; pickles of later versions cannot be read by the clients."""
 _PATH = re.compile(r"[-./~]|.*file:|.*\\|[^/]*@\s*[./~]|(?!.*(https?|ssh|git)://)[^;]*/", re.DOTALL)
@@ -86,8 +89,9 @@ def _flat(value: Any) -> list[str]:
 def _with_own(requirements: list[str], method: str) -> list[str]:
     """Return requirements with those of the worker that they do not name."""
     names = {name[0].lower().replace("_", "-") for one in requirements if (name := _NAME.match(one))}
-    own = [SERIALIZERS[method]] if method in SERIALIZERS else []
-    return requirements + [one for one in (*own, TBLIB) if (_NAME.match(one) or one)[0].lower() not in names]
+    return requirements + [
+        one for one in (*OWN.get(method, ()), TBLIB) if (_NAME.match(one) or one)[0].lower() not in names
+    ]
 
 
 def _conda(given: dict[str, Any], method: str) -> dict[str, Any]:

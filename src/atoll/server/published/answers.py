@@ -8,7 +8,8 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from atoll import errors
 from atoll.server.app import status_of
@@ -24,6 +25,16 @@ class Failed(Exception):
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
         self.status, self.detail = status, detail
+
+
+class ForPrograms(Route):
+    """A route of requests with a key in their head: the page has some of the same addresses, and cookies."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Return whether a request is for it."""
+        if scope["type"] != "http" or not any(name == b"authorization" for name, _ in scope["headers"]):
+            return Match.NONE, {}
+        return super().matches(scope)
 
 
 def route(path: str, method: str, handler: Handler) -> Route:
@@ -45,4 +56,4 @@ def route(path: str, method: str, handler: Handler) -> Route:
             return JSONResponse({"detail": error.strerror or str(error)}, failed.status_code)
         return found if isinstance(found, Response) else JSONResponse(found)
 
-    return Route(path, handle, methods=[method])
+    return ForPrograms(path, handle, methods=[method])

@@ -8,5 +8,6 @@ from atoll.server.state import ServerState
 
 def install(state: ServerState) -> None:
     """Add the part."""
-    state.routes += [*users.routes(), *files.routes(), *applications.routes()]
+    state.routes[:0] = [*users.routes(), *files.routes()]  # before those of the page; see `answers.ForPrograms`
+    state.routes += applications.routes()
     state.body_bytes[files.PREFIX + "/"] = files.MOST_BODY_BYTES
