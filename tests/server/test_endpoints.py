@@ -335,8 +335,9 @@ def test_a_runner_gets_requests_when_it_is_healthy(server: Server, host: Host) -
     given = {"authorization": f"Key {key(server)}", "origin": "https://app.example"}
     status, headers, body = ask(server, "/operator/warming", headers=given)
     assert (status, body, headers["access-control-allow-origin"]) == (200, b"ready", "https://app.example")
-    assert ask(server, "/operator/warming", headers=given)[0] == 200
-    status, headers, _ = ask(server, "/operator/warming", headers={**given, "origin": "https://other.example"})
+    other = {**given, "origin": "https://other.example"}
+    answers = [ask(server, "/operator/warming", headers=other) for _ in range(4)]  # one is refilled in half a minute
+    status, headers, _ = next(one for one in answers if one[0] != 200)
     assert status == 429
     assert int(headers["retry-after"]) > 0
     assert "access-control-allow-origin" not in headers

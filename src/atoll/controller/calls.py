@@ -71,11 +71,12 @@ class Hosted:
         )
         self._prepared = Prepared(self.function.__wrapped__, self.function.options, spec, self.function._source)
         setup = asked.setup_func.definition if asked.HasField("setup_func") else b""
+        self._served = served
         self._arguments = method, asked.function.definition, setup, variables
 
     def spool(self) -> Iterable[Any]:
         """Return the bytes by which a server makes the call by itself."""
-        return spool_of(self.function, self._prepared.request(self._arguments, {}))
+        return spool_of(self.function, self._prepared.request(self._arguments, {}), own=self._served)
 
     def request(self, call_id: str = "") -> Request:
         """Return the call."""

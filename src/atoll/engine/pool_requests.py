@@ -47,6 +47,7 @@ def request_of(
         trusted=spec.trusted,
         start=spec.start,
         disk_bytes=spec.numbers.disk_bytes,
+        own=lease if spec.own else "",
     )
     return Request(
         lease,

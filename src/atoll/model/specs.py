@@ -150,6 +150,7 @@ class SandboxKey:
             these call: such code shares neither processes nor learned imports with trusted code.
         start: variables that its processes are started with (see `start_variables`).
         disk_bytes: the size of its `/tmp` on the disk; 0 for one in memory.
+        own: the lease that has it to itself, with a network that nobody shares; empty for one that leases share.
     """
 
     user: str
@@ -161,6 +162,7 @@ class SandboxKey:
     trusted: bool = True
     start: tuple[tuple[str, str], ...] = ()
     disk_bytes: int = 0
+    own: str = ""
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,7 @@ class LeaseSpec:
         numbers: as in `WorkerKey`.
         secrets: names of the user's secrets that the function has; None for all.
         secret_values: these with their values, which the daemon adds; they never travel with the spec.
+        own: the worker is alone in its sandbox and its network: it listens on ports that others may have, too.
     """
 
     environment: EnvironmentSpec
@@ -239,6 +242,7 @@ class LeaseSpec:
     numbers: Numbers = NO_NUMBERS
     secrets: tuple[str, ...] | None = None
     secret_values: SecretValues = secret_values.NONE
+    own: bool = False
 
     @cached_property
     def start(self) -> tuple[tuple[str, str], ...]:
@@ -276,6 +280,7 @@ class LeaseSpec:
             "grace_seconds": self.grace_seconds,
             **({"numbers": self.numbers._asdict()} if self.numbers != NO_NUMBERS else {}),
             **({"secrets": list(self.secrets)} if self.secrets is not None else {}),
+            **({"own": True} if self.own else {}),
         }
 
     @classmethod
@@ -311,6 +316,7 @@ class LeaseSpec:
             grace_seconds=spec_fields.seconds(data, "grace_seconds", 2.0, spec_fields.MOST_GRACE_SECONDS),
             numbers=Numbers(*spec_fields.numbers(data)) if "numbers" in data else NO_NUMBERS,
             secrets=None if data.get("secrets") is None else spec_fields.secrets(data),
+            own=spec_fields.flag(data, "own", False),
         )
 
 

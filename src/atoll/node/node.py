@@ -298,7 +298,7 @@ class Node:
     ) -> Sandbox | OutboundSandbox:
         """Launch a sandbox now, or as soon as it has its network; `done` is called when it is launched, or never is."""
         if key.network == "outbound":
-            return OutboundSandbox(self._networks, group_of(key.user, key.trusted), launch, done)
+            return OutboundSandbox(self._networks, group_of(key.user, key.trusted, key.own), launch, done)
         try:
             return launch(None)
         finally:
@@ -331,7 +331,7 @@ class Node:
             binds.append(Bind(source, target))
         binds += self.machine.gpus.libraries(key.gpus)
         devices = self.machine.gpus.devices(key.gpus)
-        shares = group_of(key.user, key.trusted)
+        shares = group_of(key.user, key.trusted, key.own)
         own = {"XDG_RUNTIME_DIR": f"/run/user/{identity.uid}"}
         variables = {**self.function_variables(), **own, **environment.variables, **variables}
         return self._policy(command, identity, binds, variables, key.network, devices, files, shares=shares, disk=disk)

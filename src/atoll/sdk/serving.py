@@ -58,7 +58,7 @@ def serve(function: CallableFunction, alias: str, auth: str, serving: dict[str, 
             hint="log in with `atoll auth login`, or give the function `host=Host(URL)`",
         )
     described |= {"function": name_of(function.__wrapped__), "alias": alias}
-    body = b"".join([json.dumps(described).encode(), b"\n", *map(bytes, spool_of(served))])
+    body = b"".join([json.dumps(described).encode(), b"\n", *map(bytes, spool_of(served, own=True))])
     answer = server.put("/v1/revisions", body, len(body), "POST")
     return Endpoint(answer["id"], answer["alias"], server.url.rstrip("/") + answer["path"])
 

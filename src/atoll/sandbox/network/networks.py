@@ -56,11 +56,16 @@ def within(asked: str, outer: str, *, inside: bool = True) -> str:
     return asked
 
 
-def group_of(user: str, trusted: bool) -> str:
+def group_of(user: str, trusted: bool, own: str = "") -> str:
     """Return a name for the sandboxes that share an outbound network, and System V shared memory.
 
     Trusted functions have one without the others: servers on a loopback device often unpickle what they are sent.
+
+    Args:
+        own: see `SandboxKey`: such a sandbox shares with nobody.
     """
+    if own:
+        return f"{user} {own}"
     return user if trusted else f"{user} data"
 
 

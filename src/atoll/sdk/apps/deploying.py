@@ -44,7 +44,7 @@ def deploy(
     described, spools = [], []
     for name, function in functions.items():
         sent, found = _described(name, function, (aliases or {}).get(name, ""), auth)
-        spool = b"".join(map(bytes, spool_of(sent)))
+        spool = b"".join(map(bytes, spool_of(sent, own="port" in found)))
         described.append({**found, "name": name, "size_bytes": len(spool)})
         spools.append(spool)
     line = {"app": app, "functions": described, "reset_scale": reset_scale}

@@ -107,13 +107,15 @@ def keep(function: CallableFunction, requests: Sequence[Request], batch: str = "
     )
 
 
-def spool_of(function: CallableFunction, request: Request | None = None) -> Iterable[Any]:
+def spool_of(function: CallableFunction, request: Request | None = None, *, own: bool = False) -> Iterable[Any]:
     """Return the bytes of a spool with one call, for a host that makes such calls by itself.
 
     Args:
         request: the call; by default one without arguments.
+        own: each such call has a sandbox and a network to itself.
     """
-    return _pieces(function, [request or function._prepare().request((), {})])()
+    made = request or function._prepare().request((), {})
+    return _pieces(function, [made._replace(spec=replace(made.spec, own=True)) if own else made])()
 
 
 def _needs(spec: LeaseSpec) -> dict[str, Any]:
