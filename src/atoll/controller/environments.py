@@ -8,6 +8,7 @@ from typing import Any
 from google.protobuf import json_format
 
 from atoll import errors
+from atoll.sdk import conda_options
 
 OWN = {"dill": ("dill==0.3.7",), "cloudpickle": ("cloudpickle>=3,<4", "grpcio")}
 """Packages of workers: what opens pickles, that of 2023 at the version that its client has.
@@ -112,11 +113,9 @@ def _conda(given: dict[str, Any], method: str) -> dict[str, Any]:
 
 
 def _read(text: str) -> Any:
-    import yaml  # few give a text
-
     try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        return conda_options.parse(text)
+    except ValueError as error:
         raise errors.EnvironmentBuildError(
-            f"`env_yml_str` is no YAML: {error}", hint="give the contents of an `environment.yml`"
+            f"`env_yml_str` cannot be read: {error}", hint="give the contents of an `environment.yml`"
         ) from error

@@ -3,7 +3,7 @@
 from fal_serverless import isolated
 
 
-@isolated(serve=True, requirements=["pyjokes==0.6.0"], keep_alive=0)
+@isolated(serve=True, requirements=["pyjokes==0.6.0"], keep_alive=60)
 def greet(name: str, times: int = 1):
     return f"hello {name}" * times
 
