@@ -240,8 +240,7 @@ GROUPS: Mapping[str, type[Any]] = {
 
 def default_home() -> Path:
     """Return `ATOLL_HOME`, or the platform's user data directory with `atoll` below it."""
-    given = os.environ.get("ATOLL_HOME")
-    if given:
+    if given := os.environ.get("ATOLL_HOME"):
         return Path(os.path.abspath(os.path.expanduser(given)))
     if sys.platform == "darwin":
         return Path.home() / "Library" / "Application Support" / "atoll"

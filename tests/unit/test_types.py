@@ -226,6 +226,6 @@ def test_the_prompt_completes_options() -> None:
     space = {"isolated": isolated, "f": isolated(setup_function=load)(prepared)}
     completer: Any = IPCompleter(namespace=space, use_jedi=False)  # type: ignore[no-untyped-call]
     assert offered("isolated(kee") == {"keep_alive="}
-    assert offered("f.on(time") == {"timeout="}
+    assert offered("f.on(timeo") == {"timeout="}
     assert {"x=", "y="} <= offered("f(")
     assert "state=" not in offered("f(s")

@@ -1,4 +1,4 @@
-"""Who calls: the key in a call's metadata, and the server as that key's owner has it."""
+"""Callers: the key in a call's metadata, and the server as that key's owner has it."""
 
 from __future__ import annotations
 

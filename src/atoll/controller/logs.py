@@ -1,4 +1,4 @@
-"""What a call prints and waits for, as log entries of the clients."""
+"""Log entries of the clients: the output of a call, and its waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept of a request beside its body: method, target, and the headers that its function gets."""
+"""The kept part of a request beside its body: method, target, and the headers that its function gets."""
 
 from __future__ import annotations
 

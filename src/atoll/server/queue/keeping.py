@@ -1,4 +1,4 @@
-"""How long answers are kept: by age, and by the bytes of all."""
+"""The keeping of answers: by age, and by the bytes of all."""
 
 from __future__ import annotations
 

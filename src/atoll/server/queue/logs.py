@@ -1,4 +1,4 @@
-"""What functions print while they have a request: the part of their runner's output that came meanwhile.
+"""Lines of functions while they have a request: the part of their runner's output that came meanwhile.
 
 The output of a runner is one stream, so requests that a runner has at the same time see each other's lines. Runners on
 other machines are not read.

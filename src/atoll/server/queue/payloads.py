@@ -1,4 +1,4 @@
-"""What a webhook is told of a request that is over."""
+"""Payloads: the words to a webhook about a request that is over."""
 
 from __future__ import annotations
 
