@@ -41,8 +41,7 @@ async def serve(options: dict[str, Any]) -> None:
         os.unlink(listen)
     server.add_insecure_port(f"unix:{listen}")
     await server.start()
-    sys.stdout.write("ready\n")
-    sys.stdout.flush()
+    os.write(1, b"ready\n")  # to the server that has started this process
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), ended.set)
