@@ -15,8 +15,40 @@ from atoll.terminal_text import cell
 
 NAME = r"[a-z](?:[._-]?[a-z0-9]){0,31}"
 MOST_NAME = 32
-RESERVED = frozenset({"admin", "administrator", "anonymous", "atoll", "local", "machine", "nobody", "root", "system"})
-"""Names that people would take for the system's own."""
+RESERVED = frozenset(
+    {
+        *("admin", "administrator", "anonymous", "atoll", "local", "machine", "nobody", "root", "system"),
+        *(
+            "api",
+            "applications",
+            "assets",
+            "auth",
+            "billing",
+            "calls",
+            "data",
+            "docs",
+            "environments",
+            "files",
+            "gateway",
+        ),
+        *(
+            "health",
+            "healthz",
+            "keys",
+            "login",
+            "logout",
+            "logs",
+            "metrics",
+            "queue",
+            "readyz",
+            "rest",
+            "run",
+            "secrets",
+        ),
+        *("sessions", "status", "storage", "tokens", "trigger", "usage", "users", "v1", "workflows"),
+    }
+)
+"""Names that people would take for the system's own, and first parts of its addresses: those of endpoints begin with names."""
 MOST_ALIAS = 64
 _ID_CHARACTERS = "abcdefghijklmnopqrstuvwxyz234567"
 
