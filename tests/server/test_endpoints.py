@@ -79,6 +79,8 @@ def raw_server() -> None:
             self.send_response(200)
             self.send_header("content-type", "application/json")
             self.send_header("content-length", str(len(data)))
+            self.send_header("set-cookie", "atoll_session=mine")
+            self.send_header("set-cookie", "all=1; Domain=lab.example")
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(data)
@@ -251,6 +253,19 @@ def raw_connection(server: Server) -> socket.socket:
     """Return a connection below HTTP."""
     plain = socket.create_connection(("127.0.0.1", server.port), timeout=PATIENCE_SECONDS)
     return server.context().wrap_socket(plain, server_hostname="127.0.0.1") if server.url.startswith("https") else plain
+
+
+def test_a_functions_page_is_not_the_servers(server: Server, raw: Endpoint) -> None:
+    """At the server's host a page is sandboxed and sets no cookie; at its own host it has cookies, and none for others."""
+    _, headers, _ = ask(server, "/operator/raw")
+    assert headers["content-security-policy"].startswith("sandbox ")
+    assert "allow-same-origin" not in headers["content-security-policy"]
+    assert "set-cookie" not in headers
+    owner = server.ask("GET", "/v1/whoami")[1]["user"]
+    named = {"host": f"{owner}-raw.gateway.lab.example", "authorization": f"Key {key(server)}", "cookie": "mine=1"}
+    _, headers, body = ask(server, "/", headers=named)
+    assert headers["set-cookie"] == "atoll_session=mine"
+    assert {name.lower(): value for name, value in json.loads(body)["headers"].items()}["cookie"] == "mine=1"
 
 
 def test_each_endpoint_has_a_name(server: Server, raw: Endpoint) -> None:

@@ -216,7 +216,7 @@ class Gateway:
         runner = await pool.take()
         try:
             async with passed(pool, runner, asked, first, body.rest() if body.more else None) as answer:
-                await _send(answer, send, head_only=asked.method == "HEAD")
+                await _send(answer, asked, send)
         finally:
             pool.give_back(runner)
 
@@ -288,6 +288,7 @@ def _asked(scope: Scope, revision: Revision, caller: Principal | None, place: Pl
         scope["scheme"],
         place.prefix,
         is_public=revision.auth == "public",
+        own_host=not place.prefix,
     )
 
 
@@ -303,9 +304,10 @@ def _gone() -> errors.CallerError:
     return errors.CallerError("the client has gone", hint="nothing to do", status=499)
 
 
-async def _send(answer: Answer, send: Send, *, head_only: bool) -> None:
-    await send({"type": "http.response.start", "status": answer.status, "headers": answer.kept()})
-    if head_only or answer.status in (204, 304):
+async def _send(answer: Answer, asked: Asked, send: Send) -> None:
+    headers = answer.kept(own_host=asked.own_host)
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    if asked.method == "HEAD" or answer.status in (204, 304):
         answer.exchange.reusable = False
         await send({"type": "http.response.body", "body": b""})
         return

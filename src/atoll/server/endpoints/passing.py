@@ -18,7 +18,9 @@ HOP = {
     *(b"transfer-encoding", b"upgrade", b"proxy-connection"),
 }
 """Headers of one connection, which are not passed on."""
-_OURS = {b"x-fal-key-id", b"x-fal-key-secret", b"cookie", b"content-length", b"expect"}
+_OURS = {b"x-fal-key-id", b"x-fal-key-secret", b"content-length", b"expect"}
+SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
+"""The policy of pages of functions at the server's own host: else their scripts would act in the name of who reads them."""
 QUERY_KEYS = ("fal_key_id", "fal_key_secret", "fal_jwt_token")
 """Credentials that a query may have."""
 
@@ -37,6 +39,7 @@ class Asked:
         scheme: `http` or `https`.
         prefix: the endpoint's own path.
         is_public: the endpoint asks nobody for credentials: an `Authorization` is the function's.
+        own_host: the endpoint has a host name of its own, and so cookies.
     """
 
     method: str
@@ -48,6 +51,7 @@ class Asked:
     scheme: str = "https"
     prefix: bytes = b""
     is_public: bool = False
+    own_host: bool = False
 
     def head(self, length: int | None) -> bytes:
         """Return the head of the request to the runner.
@@ -65,7 +69,7 @@ class Asked:
                 continue
             if name.startswith((b"x-fal-", b"x-atoll-", b"x-forwarded-")):
                 continue
-            if name == b"authorization" and not self.is_public:
+            if (name == b"authorization" and not self.is_public) or (name == b"cookie" and not self.own_host):
                 continue
             has_host = has_host or name == b"host"
             lines.append(name + b": " + value)
@@ -102,9 +106,25 @@ class Answer:
     headers: Headers
     exchange: Exchange
 
-    def kept(self) -> list[tuple[bytes, bytes]]:
-        """Return the headers that are passed on."""
-        return [(name, value) for name, value in self.headers if name not in HOP]
+    def kept(self, *, own_host: bool) -> list[tuple[bytes, bytes]]:
+        """Return the headers that are passed on; see `harmless`."""
+        return harmless([(name, value) for name, value in self.headers if name not in HOP], own_host=own_host)
+
+
+def harmless(headers: Headers, *, own_host: bool) -> list[tuple[bytes, bytes]]:
+    """Return headers of a function's answer without what would concern the server's own pages.
+
+    Args:
+        own_host: the endpoint has a host name of its own, and so cookies, but none for the names above.
+    """
+    kept = []
+    for name, value in headers:
+        if name == b"set-cookie" and (not own_host or b"domain=" in value.lower().replace(b" ", b"")):
+            continue
+        if name in (b"clear-site-data", b"service-worker-allowed", b"strict-transport-security") and not own_host:
+            continue
+        kept.append((name, value))
+    return kept if own_host else [*kept, (b"content-security-policy", SANDBOX)]
 
 
 @contextlib.asynccontextmanager

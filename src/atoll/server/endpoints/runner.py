@@ -152,13 +152,13 @@ class Runner:
         await self._connect(exchange)
         return exchange
 
-    async def connect(self) -> asyncio.Transport:
-        """Return a new connection to the port, for whoever speaks with it by himself.
+    async def connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
+        """Return a new connection to the port, for a protocol that speaks with it by itself.
 
         Raises:
             PortUnreachable, WorkerDied: as `_dial`.
         """
-        return await self._connect(asyncio.Protocol())
+        return await self._connect(protocol)
 
     async def _connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         worker, _, node = self.worker.rpartition("@") if "@" in self.worker else (self.worker, "", "")

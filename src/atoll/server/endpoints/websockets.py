@@ -6,17 +6,18 @@ The function's server makes the handshake: its answer, `101` or another, goes to
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 from starlette.requests import HTTPConnection
 
+from atoll import errors
 from atoll.server.cluster.links.splice import splice
+from atoll.server.endpoints.exchange import HEAD_BYTES
 from atoll.server.endpoints.gateway import Gateway
-from atoll.server.endpoints.passing import Asked, without_credentials
+from atoll.server.endpoints.passing import Asked, harmless, without_credentials
 from atoll.server.state import ServerState
 
 
@@ -83,11 +84,6 @@ async def pass_on(
             given = True
             pool.give_back(runner)
 
-    try:
-        there = await runner.connect()
-    except BaseException:
-        give_back()
-        raise
     kept = without_credentials(query)
     asked = Asked(
         "GET",
@@ -99,12 +95,56 @@ async def pass_on(
         scope["scheme"].replace("ws", "http"),
         place.prefix,
         is_public=revision.auth == "public",
+        own_host=not place.prefix,
     )
-    there.write(asked.head(0)[:-2] + b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n")
+    head_of = _Head()
+    try:
+        there = await runner.connect(head_of)
+        there.write(asked.head(0)[:-2] + b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n")
+        async with asyncio.timeout(revision.options.request_timeout or None):
+            first, answered, early = await head_of.whole
+    except BaseException as error:
+        give_back()
+        if isinstance(error, ConnectionError | TimeoutError):
+            raise errors.HostUnreachable("the function's server did not answer", hint="see its logs") from error
+        raise
     if transport.is_closing():
         there.abort()
         give_back()
         return
-    with contextlib.suppress(RuntimeError):
-        there.pause_reading()
+    lines = [first, *(name + b": " + value for name, value in harmless(answered, own_host=asked.own_host))]
+    transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + early)
     splice(transport, there, connections, _Held(give_back))
+
+
+class _Head(asyncio.Protocol):
+    """The head of the function's answer, before its connection is joined with the client's."""
+
+    def __init__(self) -> None:
+        self.whole: asyncio.Future[tuple[bytes, list[tuple[bytes, bytes]], bytes]]
+        self.whole = asyncio.get_running_loop().create_future()
+        self._data = b""
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin."""
+        self._transport = cast("asyncio.Transport", transport)
+
+    def data_received(self, data: bytes) -> None:
+        """Take a piece of it."""
+        assert self._transport is not None
+        self._data += data
+        head, found, early = self._data.partition(b"\r\n\r\n")
+        if len(head) > HEAD_BYTES:
+            self._transport.abort()
+        elif found and not self.whole.done():
+            self._transport.pause_reading()
+            first, *lines = head.split(b"\r\n")
+            pairs = (line.partition(b":") for line in lines)
+            headers = [(name.strip().lower(), value.strip()) for name, _, value in pairs]
+            self.whole.set_result((first, headers, early))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Note that there is none."""
+        if not self.whole.done():
+            self.whole.set_exception(exc or ConnectionResetError())

@@ -93,7 +93,7 @@ def _seconds(pool: Pool) -> float | None:
 
 async def _whole(answer: Answer, asked: Asked, files: Files, most: int, began: float) -> Attempted:
     """Keep an answer: a small one in memory, for its row; others in a file."""
-    headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in answer.kept() if n not in _DROPPED]
+    headers = [(n.decode("latin-1"), v.decode("latin-1")) for n, v in answer.kept(own_host=False) if n not in _DROPPED]
     first = bytearray()
     kept: bytes | None = None
     size = 0
