@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 
 from ..server.process import Server
-from ..waiting import until
+from ..waiting import soak, until
 from .published import HERE, OLD, Client, client, serving
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["plain", "tls"])
+@pytest.fixture(scope="module", params=soak([True], [False, True]), ids=lambda tls: "tls" if tls else "plain")
 def server(request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A server in plain text on loopback, and one over TLS by names."""
+    """A server in plain text on loopback, or over TLS by names; the long form has both."""
     with serving(tls=request.param) as found:
         yield found
 
