@@ -7,7 +7,11 @@ ended.
 from __future__ import annotations
 
 LONGEST_FIRST = [
+    "schedules",
+    "apps",
     "environments",
+    "endpoints",
+    "today",
     "detached",
     "blocks",
     "examples",
@@ -31,7 +35,10 @@ LONGEST_FIRST = [
     "admin",
     "build_limits",
     "fetch_identity",
+    "queue_crashes",
     "survival",
+    "endpoints_members",
+    "command_line",
     "accounts",
     "two_machines",
     "call_records",
