@@ -6,7 +6,6 @@ way to a runner and back, its end on the disk, and the client's questions.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import http.client
 import json
@@ -18,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from table import Comparison, Samples, command_line, finish
 from tests.server.queue_app import Front, front
 
 BODY = b'{"x": 1}'
@@ -85,18 +85,20 @@ def rate(made: Front, path: str, clients: int, count: int) -> float:
     return clients * count / (time.perf_counter() - began)
 
 
-def main() -> None:
-    """Measure, and print."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=300)
-    count = parser.parse_args().rounds
+def main() -> int:
+    options = command_line("Measure the server's queue.", 300).parse_args()
+    count = 8 if options.tiny else max(8, options.rounds)
+    times, rates = Samples("submit to answer"), Samples("submitted and answered, 8 clients")
     with served(16) as (made, path):
-        latencies(made, path, 20)
-        found = sorted(latencies(made, path, count))
-        median, high = found[len(found) // 2], found[int(len(found) * 0.95)]
-        print(f"submit to answer: median {median * 1000:.1f} ms, 95% {high * 1000:.1f} ms, {len(found)} requests")
-        print(f"submitted and answered: {rate(made, path, 8, count // 4):.0f} a second, 8 clients")
+        latencies(made, path, 2 if options.tiny else 20)
+        times.seconds += latencies(made, path, count)
+        rates.seconds.append(1 / rate(made, path, 8, max(1, count // 4)))
+    rows = [Comparison(times), Comparison(rates, amount=1.0, unit="requests/s")]
+    notes = [
+        f"{count} requests one after the other; the client asks for the state by its stream, and then for the answer."
+    ]
+    return finish(rows, notes, options)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

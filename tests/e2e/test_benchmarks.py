@@ -21,7 +21,7 @@ PARTS = {
 }
 
 
-LONG = {"calls.py", "cluster.py", "payloads.py", "remote.py", "sync.py"}
+LONG = {"calls.py", "cluster.py", "gateway.py", "payloads.py", "queueing.py", "remote.py", "sync.py"}
 """Run with `SOAK` alone: they take 10 to 60 seconds, and show as little of the harness that the others have not shown."""
 if not soak(0, 1):
     PARTS |= LONG

@@ -389,7 +389,6 @@ def test_each_failure_has_its_named_error_and_the_next_call_works(
         ({"keepalive": 1}, "did you mean `keep_alive`"),
         ({"requirements": "numpy"}, "list of texts"),
         ({"keep_alive": "long"}, "number of seconds"),
-        ({"serve": True}, "not in this version"),
     ],
 )
 def test_a_wrong_option_is_refused_when_the_function_is_defined(options: dict[str, Any], text: str) -> None:

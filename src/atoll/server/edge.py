@@ -102,7 +102,7 @@ class _Exchange:
             if length.isdigit() and int(length) > most:
                 raise TooLarge(most)
             gateway = self._state.parts.get("gateway")
-            if gateway is not None and gateway.serves(scope):
+            if gateway is not None and b"atoll-protocol" not in headers and gateway.serves(scope):
                 scope["app"] = self._app  # as Starlette does, for who asks for the state
                 await gateway(scope, self.receive, self.send)
             else:

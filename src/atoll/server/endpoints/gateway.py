@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any, NamedTuple
 
+from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
@@ -198,7 +199,11 @@ class Gateway:
                 raise ConnectionError("the answer was cut off") from error
             await failure(502, error, "runner_disconnected")(scope, receive, send)
         except errors.AtollError as error:
-            await refusal(error)(scope, receive, send)
+            page = state_of(request).parts.get("error_page")
+            if page is not None and error.details.get("status") == 404 and _is_browser(request):
+                await (await page(request, HTTPException(404)))(scope, receive, send)
+            else:
+                await refusal(error)(scope, receive, send)
         except TimeoutError:
             late = errors.HostUnreachable("the function did not answer in time", hint="see the endpoint's logs")
             await failure(504, late, "request_timeout")(scope, receive, send)
@@ -274,6 +279,12 @@ class _Body:
             pass
         self._gone = True
         task.cancel()
+
+
+def _is_browser(request: Request) -> bool:
+    """Return whether a person asks, who has no credentials to show: an address that there is not has a page."""
+    given = authorization_of(request)
+    return "text/html" in request.headers.get("accept", "") and not (given.header or given.token)
 
 
 def _asked(scope: Scope, revision: Revision, caller: Principal | None, place: Place) -> Asked:

@@ -160,8 +160,8 @@ class RayShares:
                 amounts.of_data(one["total"]),
                 amounts.of_data(one["free"]),
                 one["labels"],
-                one["address"],
-                one["draining"],
+                one.get("address", ""),
+                one.get("draining", False),
             )
             for one in facts["nodes"]
         ]
