@@ -102,7 +102,7 @@ class _Exchange:
             if length.isdigit() and int(length) > most:
                 raise TooLarge(most)
             gateway = self._state.parts.get("gateway")
-            if gateway is not None and b"atoll-protocol" not in headers and gateway.serves(scope):
+            if gateway is not None and not self._is_lost(headers) and gateway.serves(scope):
                 scope["app"] = self._app  # as Starlette does, for who asks for the state
                 await gateway(scope, self.receive, self.send)
             else:
@@ -128,6 +128,10 @@ class _Exchange:
                     "user": scope.get("atoll.user", ""),
                 }
                 access.info("request", extra={"fields": fields})
+
+    def _is_lost(self, headers: dict[bytes, bytes]) -> bool:
+        """Return whether a client of Atoll's asks for the server below a path where there is none: it hears so."""
+        return b"atoll-protocol" in headers and "/v1/" in self._scope["path"][1:]
 
     async def _fail(self, status: int, error: dict[str, Any], more: list[tuple[bytes, bytes]]) -> None:
         if self._status:

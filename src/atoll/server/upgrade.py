@@ -98,7 +98,7 @@ class Upgrade(asyncio.Protocol):
         if (path := target.partition("?")[0]) in (LINK_PATH, LINE_PATH):
             await self._link(path, headers)
             return
-        if path != PATH and versions.HEADER not in headers and (gateway := self.state.parts.get("gateway")) is not None:
+        if not path.endswith(PATH) and (gateway := self.state.parts.get("gateway")) is not None:
             limit.reschedule(None)  # a runner may have to start, which has bounds of its own
             await websockets.pass_on(gateway, self.state, head, self._transport, self._connections, self._peer(headers))
             self._connections.discard(self)

@@ -72,6 +72,14 @@ class Outage:
         self._told = False
 
 
+_outages: dict[str, Outage] = {}
+
+
+def outage(shown: str) -> Outage:
+    """Return the outage of a server, one for all that this program has to do with it."""
+    return _outages.setdefault(shown, Outage(shown))
+
+
 class Attempts:
     """The attempts of one thread to connect.
 

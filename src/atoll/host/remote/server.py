@@ -76,7 +76,7 @@ class Server:
         self._found = found
         self.reached = False
         """True once it has answered this program."""
-        self._outage = patience.Outage(self.shown)
+        self._outage = patience.outage(self.shown)
 
     @property
     def shown(self) -> str:
