@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import cyclopts
 
-from atoll.cli.functions.served_by import server_host
+from atoll.cli.functions.served_by import path, server_host
 from atoll.cli.tables import print_json, print_table
 from atoll.cli.terminal import echo
 
@@ -82,13 +81,13 @@ def delete(alias: str, /) -> int:
     alias: str
         The name.
     """
-    found = server_host().server.ask("DELETE", f"/v1/aliases/{quote(alias, safe='')}")
+    found = server_host().server.ask("DELETE", path("aliases", alias))
     echo(f"`{found['alias']}` points to nothing any more; its revision is `{found['revision']}`")
     return 0
 
 
 def _put(alias: str, body: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = server_host().server.ask("PUT", f"/v1/aliases/{quote(alias, safe='')}", body)
+    found: dict[str, Any] = server_host().server.ask("PUT", path("aliases", alias), body)
     return found
 
 

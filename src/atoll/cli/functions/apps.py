@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import cyclopts
 
 from atoll.cli.functions.deploy import show as show_app
-from atoll.cli.functions.served_by import server_host
+from atoll.cli.functions.served_by import path, server_host
 from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import age, date, print_json, print_table
 from atoll.cli.terminal import echo, write_output
@@ -24,10 +23,6 @@ Flag = cyclopts.Parameter(negative="")
 MOST_BYTES = 1 << 30
 
 
-def _path(*names: str) -> str:
-    return "/".join(("/v1/apps", *(quote(name, safe="") for name in names)))
-
-
 @app.command(name="list")
 def list_(*, json: Annotated[bool, Flag] = False) -> int:
     """List your apps.
@@ -37,7 +32,7 @@ def list_(*, json: Annotated[bool, Flag] = False) -> int:
     json: bool
         Print a list of objects; moments in seconds since the epoch.
     """
-    found = server_host().server.ask("GET", _path())["apps"]
+    found = server_host().server.ask("GET", path("apps"))["apps"]
     if json:
         print_json(found)
     elif not found:
@@ -60,7 +55,7 @@ def show(name: str, /, *, json: Annotated[bool, Flag] = False) -> int:
         Print an object; moments in seconds since the epoch.
     """
     server = server_host().server
-    found = server.ask("GET", _path(name))
+    found = server.ask("GET", path("apps", name))
     if json:
         print_json(found)
         return 0
@@ -127,7 +122,7 @@ def scale(
     options = {key: value for key, value in given.items() if value is not None}
     if not options:
         raise TargetError("nothing is to be changed", hint="give an option, such as `--max-concurrency 4`")
-    server_host().server.ask("POST", _path(name, "scale"), {"options": options, "function": function})
+    server_host().server.ask("POST", path("apps", name, "scale"), {"options": options, "function": function})
     echo(f"scaled {name}: {', '.join(f'{key}={value}' for key, value in options.items())}")
     return 0
 
@@ -144,7 +139,7 @@ def rollback(name: str, /, *, to: str = "") -> int:
         Another deployment, as `atoll apps show NAME` lists them.
     """
     server = server_host().server
-    found = server.ask("POST", _path(name, "rollback"), {"deployment": to})
+    found = server.ask("POST", path("apps", name, "rollback"), {"deployment": to})
     show_app(found, server.url)
     return 0
 
@@ -162,7 +157,7 @@ def logs(name: str, function: str, /, *, raw: Annotated[bool, Flag] = False) -> 
     raw: bool
         Print control characters as they are, on a terminal too.
     """
-    data = server_host().server.ask("GET", _path(name, "functions", function, "logs"), most=MOST_BYTES)
+    data = server_host().server.ask("GET", path("apps", name, "functions", function, "logs"), most=MOST_BYTES)
     write_output(data.decode("utf-8", "replace"), raw=raw)
     return 0
 
@@ -176,6 +171,6 @@ def delete(name: str, /) -> int:
     name: str
         The app.
     """
-    server_host().server.ask("DELETE", _path(name))
+    server_host().server.ask("DELETE", path("apps", name))
     echo(f"deleted {name}")
     return 0

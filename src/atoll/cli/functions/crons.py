@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from typing import Annotated, Any
-from urllib.parse import quote
 
 import cyclopts
 
 from atoll.cli.functions.moments import moment
-from atoll.cli.functions.served_by import server_host
+from atoll.cli.functions.served_by import path, server_host
 from atoll.cli.tables import print_json, print_table
 from atoll.cli.terminal import echo, write_output
 
@@ -24,10 +23,6 @@ MOST_BYTES = 1 << 30
 STATES = {"active": "Active", "paused": "Paused", "cancelled": "Not Active"}
 
 
-def _path(*names: str) -> str:
-    return "/".join(("/v1/schedules", *(quote(name, safe="") for name in names)))
-
-
 @app.command(name="list")
 def list_(*, json: Annotated[bool, Flag] = False) -> int:
     """List your schedules, the newest first.
@@ -37,7 +32,7 @@ def list_(*, json: Annotated[bool, Flag] = False) -> int:
     json: bool
         Print a list of objects; moments in seconds since the epoch.
     """
-    found = server_host().server.ask("GET", _path())["schedules"]
+    found = server_host().server.ask("GET", path("schedules"))["schedules"]
     if json:
         print_json(found)
     elif not found:
@@ -68,7 +63,7 @@ def activations(cron: str, limit: int = 15, /, *, json: Annotated[bool, Flag] = 
     json: bool
         Print a list of objects; moments in seconds since the epoch.
     """
-    found = server_host().server.ask("GET", f"{_path(cron, 'activations')}?limit={limit}")["activations"]
+    found = server_host().server.ask("GET", f"{path('schedules', cron, 'activations')}?limit={limit}")["activations"]
     if json:
         print_json(found)
     elif not found:
@@ -98,7 +93,7 @@ def logs(cron: str, activation: str, /, *, raw: Annotated[bool, Flag] = False) -
     raw: bool
         Print control characters as they are, on a terminal too.
     """
-    data = server_host().server.ask("GET", _path(cron, "activations", activation, "logs"), most=MOST_BYTES)
+    data = server_host().server.ask("GET", path("schedules", cron, "activations", activation, "logs"), most=MOST_BYTES)
     write_output(data.decode("utf-8", "replace"), raw=raw)
     return 0
 
@@ -112,7 +107,7 @@ def cancel(cron: str, /) -> int:
     cron: str
         The id of the schedule.
     """
-    server_host().server.ask("DELETE", _path(cron))
+    server_host().server.ask("DELETE", path("schedules", cron))
     echo(f"cancelled {cron}")
     return 0
 
@@ -126,7 +121,7 @@ def pause(cron: str, /) -> int:
     cron: str
         The id of the schedule.
     """
-    server_host().server.ask("POST", _path(cron, "pause"))
+    server_host().server.ask("POST", path("schedules", cron, "pause"))
     echo(f"paused {cron}")
     return 0
 
@@ -140,6 +135,6 @@ def resume(cron: str, /) -> int:
     cron: str
         The id of the schedule.
     """
-    found = server_host().server.ask("POST", _path(cron, "resume"))
+    found = server_host().server.ask("POST", path("schedules", cron, "resume"))
     echo(f"resumed {cron}; it runs next at {moment(found['next_run'], found['rule']['timezone'])}")
     return 0

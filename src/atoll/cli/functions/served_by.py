@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 from atoll import errors
 from atoll.cli.hosts import chosen
@@ -22,3 +23,8 @@ def server_host() -> Any:
             hint="log in with `atoll auth login --host URL`, or give `--host URL`",
         )
     return host
+
+
+def path(*names: str) -> str:
+    """Return an address of the server's interface: `path("apps", "shop")` is `/v1/apps/shop`."""
+    return "/".join(("/v1", *(quote(name, safe="") for name in names)))

@@ -8,15 +8,14 @@ the database.
 
 from __future__ import annotations
 
-import contextlib
 import hmac
-import os
 import re
 import secrets
 from pathlib import Path
 
-from atoll import errors, ownership
+from atoll import errors
 from atoll.blake2 import blake2b
+from atoll.server.accounts import secret_file
 from atoll.server.database.database import DIRECTORY
 
 PEPPER_FILE = "pepper"
@@ -92,23 +91,5 @@ def read_pepper(home: Path, *, make: bool = True) -> Pepper:
         raise errors.StateUnusable(
             f"there is no `{path}`, so no key would be valid", hint="name the server's state directory by `--home`"
         )
-    with ownership.directory(path.parent, make=True) as directory:
-        temporary = f".{PEPPER_FILE}-{secrets.token_hex(8)}"
-        with contextlib.suppress(FileExistsError):
-            if PEPPER_FILE not in os.listdir(path.parent):
-                with open(directory.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-                    os.fchmod(file.fileno(), 0o600)
-                    file.write(secrets.token_bytes(PEPPER_BYTES))
-                    file.flush()
-                    os.fsync(file.fileno())
-                try:  # another process may make one, too: the first name counts
-                    os.link(path.with_name(temporary), path)
-                finally:
-                    os.unlink(path.with_name(temporary))
-        with open(directory.open(PEPPER_FILE, os.O_RDONLY), "rb") as file:
-            mode, value = os.fstat(file.fileno()).st_mode, file.read(PEPPER_BYTES + 1)
-    if mode & 0o077:
-        raise errors.StateUnusable(f"`{path}` can be read by others", hint=f"run `chmod 600 {path}`")
-    if len(value) != PEPPER_BYTES:
-        raise errors.StateUnusable(f"`{path}` is damaged", hint="restore it from a backup: without it no key is valid")
-    return Pepper(value)
+    lost = "restore it from a backup: without it no key is valid"
+    return Pepper(secret_file.read(path, PEPPER_BYTES, lost))

@@ -53,13 +53,19 @@ class Receiver:
         self._files.clear()
 
     async def receive(
-        self, request: Request, kind: type[T], names: Callable[[T], Sequence[str]], sizes: Callable[[T], Sequence[int]]
+        self,
+        request: Request,
+        kind: type[T],
+        names: Callable[[T], Sequence[str]],
+        sizes: Callable[[T], Sequence[int]],
+        most_line: int = MOST_LINE_BYTES,
     ) -> tuple[T, list[Received]]:
         """Return the line as a value of a type, and the spools, each on the disk.
 
         Args:
-            names: returns the names of the spools' files.
+            names: returns the names of the spools' files, and refuses a line before anything is written.
             sizes: returns how many bytes each has; empty for one that is all of the rest.
+            most_line: bytes of the line.
 
         Raises:
             CallerError: the body is of another shape.
@@ -70,7 +76,7 @@ class Receiver:
             first += piece
             if b"\n" in first:
                 break
-            if len(first) > MOST_LINE_BYTES:
+            if len(first) > most_line:
                 break
         line, found, rest = first.partition(b"\n")
         if not found:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-from functools import partial
 from uuid import uuid4
 
 import msgspec
+from sqlalchemy import Connection
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
@@ -28,6 +27,7 @@ from atoll.server.endpoints.bodies import (
     Token,
 )
 from atoll.server.endpoints.gateway import Gateway
+from atoll.server.endpoints.receiving import Receiver
 from atoll.server.endpoints.runners import Runners
 from atoll.server.principal import ADMIN, Principal
 from atoll.server.state import principal_of, state_of
@@ -69,38 +69,23 @@ async def register(request: Request) -> Response:
     principal = await _owner_of(request)
     database, runners, gateway = _parts(request)
     name = str(uuid4())
-    runners.directory.mkdir(mode=0o700, exist_ok=True)
-    file, first, size = runners.file(name + ".new"), b"", 0
-    new: NewRevision | None = None
-    try:
-        with open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as written:  # noqa: ASYNC230 - the disk is ours
-            async for piece in request.stream():
-                if new is None:
-                    first += piece
-                    line, found, piece = first.partition(b"\n")
-                    if not found:
-                        if len(first) > MOST_FACTS:
-                            raise errors.CallerError("the body begins with no line of JSON", hint="upgrade the client")
-                        continue
-                    new = _new(line)
-                written.write(piece)
-                size += len(piece)
-            if new is None or not size:
-                raise errors.CallerError("the body has no function", hint="upgrade the client")
-            written.flush()
-            os.fsync(written.fileno())
-        file.rename(runners.file(name))
+
+    def names(new: NewRevision) -> list[str]:
+        _check(new)
+        return [name]
+
+    with Receiver(runners.directory) as receiver:
+        new, (spool,) = await receiver.receive(request, NewRevision, names, lambda _: (), MOST_FACTS)
         found_row = {
             "id": name,
             "function": new.function[:400],
             "port": new.port,
             "options": msgspec.json.encode(new.options).decode(),
             "auth": new.auth,
-            "size_bytes": size,
+            "size_bytes": spool.size_bytes,
         }
-        before = await database.run(partial(_switch, user=principal.user, found=found_row, alias=new.alias))
-    finally:
-        file.unlink(missing_ok=True)
+        before = await database.run(lambda connection: rows.add(connection, principal.user, found_row, new.alias))
+        receiver.keep()
     gateway.forget()
     if before:
         runners.retire(before)
@@ -110,21 +95,12 @@ async def register(request: Request) -> Response:
     return Response(msgspec.json.encode(answer), 201, media_type="application/json")
 
 
-def _switch(connection: object, user: str, found: dict[str, object], alias: str) -> str:
-    """Add a revision and point its alias to it; return the revision before."""
-    before = ""
-    if alias:
-        owned = [one for one in rows.all_of(connection, user) if one.alias == alias]  # type: ignore[arg-type]
-        before = owned[0].id if owned else ""
-    rows.add(connection, user, found, alias)  # type: ignore[arg-type]
-    return before
+def _check(new: NewRevision) -> None:
+    """Check a function that is to be registered.
 
-
-def _new(line: bytes) -> NewRevision:
-    try:
-        new = msgspec.json.decode(line, type=NewRevision)
-    except msgspec.MsgspecError as error:
-        raise errors.CallerError(f"the function is described wrongly: {error}", hint="upgrade the client") from error
+    Raises:
+        CallerError: a part cannot be.
+    """
     if new.auth not in AUTHS:
         raise errors.CallerError(f"`auth` is one of {', '.join(AUTHS)}", hint="leave it out for `private`")
     if not 0 < new.port < 1 << 16:
@@ -132,7 +108,6 @@ def _new(line: bytes) -> NewRevision:
     check_options(new.options)
     if new.alias:
         rows.check_alias(new.alias)
-    return new
 
 
 def check_options(options: Options) -> None:
@@ -189,14 +164,12 @@ async def set_alias(request: Request, body: SetAlias) -> Alias:
     alias = request.path_params["alias"]
     rows.check_alias(alias)
 
-    def change(connection: object) -> tuple[str, rows.Revision]:
-        mine = {one.id: one for one in rows.all_of(connection, principal.user)}  # type: ignore[arg-type]
-        wanted = body.revision or rows.previous(connection, principal.user, alias)  # type: ignore[arg-type]
-        if wanted not in mine:
+    def change(connection: Connection) -> tuple[str, rows.Revision]:
+        wanted = body.revision or rows.previous(connection, principal.user, alias)
+        if wanted not in {one.id for one in rows.all_of(connection, principal.user)}:
             raise errors.CallerError("there is no such revision", hint="see `atoll function list`", status=404)
-        before = next((one.id for one in mine.values() if one.alias == alias), "")
-        rows.point(connection, principal.user, alias, wanted)  # type: ignore[arg-type]
-        found = rows.find(connection, principal.user, alias)  # type: ignore[arg-type]
+        before = rows.point(connection, principal.user, alias, wanted)
+        found = rows.find(connection, principal.user, alias)
         assert found is not None
         return before, found
 
@@ -213,9 +186,9 @@ async def delete_alias(request: Request) -> Alias:
     principal, (database, runners, gateway) = await _owner_of(request), _parts(request)
     alias = request.path_params["alias"]
 
-    def change(connection: object) -> rows.Revision | None:
-        found = rows.find(connection, principal.user, alias)  # type: ignore[arg-type]
-        rows.delete_alias(connection, principal.user, alias)  # type: ignore[arg-type]
+    def change(connection: Connection) -> rows.Revision | None:
+        found = rows.find(connection, principal.user, alias)
+        rows.delete_alias(connection, principal.user, alias)
         return found
 
     found = await database.run(change)

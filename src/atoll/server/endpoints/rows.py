@@ -65,11 +65,10 @@ _FROM = revisions.join(users, users.c.id == revisions.c.user).outerjoin(
 )
 
 
-def add(connection: Connection, user: str, found: dict[str, Any], alias: str) -> None:
-    """Add a revision; an alias points to it from here on."""
+def add(connection: Connection, user: str, found: dict[str, Any], alias: str) -> str:
+    """Add a revision; an alias points to it from here on. Return the revision before; empty for none."""
     connection.execute(revisions.insert().values(user=user, created=time.time(), **found))
-    if alias:
-        point(connection, user, alias, found["id"])
+    return point(connection, user, alias, found["id"]) if alias else ""
 
 
 def plain(name: str, function: str, size_bytes: int) -> dict[str, Any]:
@@ -79,8 +78,8 @@ def plain(name: str, function: str, size_bytes: int) -> dict[str, Any]:
     return {**found, "size_bytes": size_bytes}
 
 
-def point(connection: Connection, user: str, alias: str, revision: str) -> None:
-    """Let an alias point to a revision."""
+def point(connection: Connection, user: str, alias: str, revision: str) -> str:
+    """Let an alias point to a revision; return the one before, empty for none."""
     where = (aliases.c.user == user) & (aliases.c.alias == alias)
     before = connection.execute(select(aliases.c.revision).where(where)).scalar()
     values = {"revision": revision, "previous": before or "", "changed": time.time()}
@@ -88,6 +87,7 @@ def point(connection: Connection, user: str, alias: str, revision: str) -> None:
         connection.execute(aliases.insert().values(user=user, alias=alias, **values))
     elif before != revision:
         connection.execute(aliases.update().where(where).values(**values))
+    return before or ""
 
 
 def find(connection: Connection, owner: str, name: str) -> Revision | None:

@@ -14,6 +14,7 @@ import time
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from atoll import errors
 from atoll.server.cluster.links.own_line import open_line
@@ -28,7 +29,6 @@ POLL_SECONDS = 0.02
 """Between two attempts to reach the port of a runner that starts."""
 ADOPT_SECONDS = 600.0
 """For a runner that was just starting when the server ended."""
-PIECE_BYTES = 1 << 20
 MOST_IDLE = 32
 """Idle connections to one runner."""
 
@@ -92,12 +92,7 @@ class Runner:
             )
             row = answer["call"]
             revision = row["revision"]
-            if row["state"] == "finished":
-                self.over = True
-                raise errors.HostUnreachable(
-                    f"the function ended before its server listened: {row.get('error') or row.get('outcome')}",
-                    hint="see its logs with `atoll function logs`",
-                )
+            self._check(row)
             if row["state"] == "running":
                 break
         while True:
@@ -114,7 +109,7 @@ class Runner:
                     pass
                 except errors.WorkerDied:
                     self.worker = ""
-                    await self._check()
+                    self._check((await self.state.asks.ask(self.owner, "detached.show", {"call": self.call}))["call"])
             await asyncio.sleep(POLL_SECONDS)
 
     async def _is_healthy(self, exchange: Exchange) -> bool:
@@ -129,13 +124,17 @@ class Runner:
             return 200 <= status < 300
         return False
 
-    async def _check(self) -> None:
-        row = (await self.state.asks.ask(self.owner, "detached.show", {"call": self.call}))["call"]
+    def _check(self, row: dict[str, Any]) -> None:
+        """Check that the function has not ended, by the row of its call.
+
+        Raises:
+            HostUnreachable: it has.
+        """
         if row["state"] == "finished":
             self.over = True
             raise errors.HostUnreachable(
                 f"the function ended before its server listened: {row.get('error') or row.get('outcome')}",
-                hint="see its logs with `atoll function logs`",
+                hint=f"see its output with `atoll logs {self.call}`",
             )
 
     async def _worker(self) -> str:
@@ -149,7 +148,7 @@ class Runner:
             PortUnreachable, WorkerDied: nothing listens there, or nobody is there.
         """
         exchange = Exchange()
-        await self._connect(exchange)
+        await self.connect(exchange)
         return exchange
 
     async def connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
@@ -158,9 +157,6 @@ class Runner:
         Raises:
             PortUnreachable, WorkerDied: as `_dial`.
         """
-        return await self._connect(protocol)
-
-    async def _connect(self, protocol: asyncio.Protocol) -> asyncio.Transport:
         worker, _, node = self.worker.rpartition("@") if "@" in self.worker else (self.worker, "", "")
         if (link := link_to(self.state, node)) is not None:
             line = await open_line(link, self.owner, {"type": "dial", "worker": worker, "port": self.port})

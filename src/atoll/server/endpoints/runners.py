@@ -13,8 +13,9 @@ import contextlib
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from atoll import errors
@@ -47,11 +48,6 @@ class Pool:
         self._starting: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[Runner]] = deque()
         self.retired = False
-
-    @property
-    def in_flight(self) -> int:
-        """Requests that runners have."""
-        return sum(one.busy for one in self.runners)
 
     async def take(self) -> Runner:
         """Return a runner with a place for a request, which is taken.
@@ -102,10 +98,13 @@ class Pool:
         options = self.revision.options
         coming = len(self._starting) * options.max_multiplexing
         while len(self._waiting) > coming and len(self.runners) + len(self._starting) < options.max_concurrency:
-            task = asyncio.ensure_future(self._start())
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
+            self._begin(self._start())
             coming += options.max_multiplexing
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.ensure_future(work)
+        self._starting.add(task)
+        task.add_done_callback(self._starting.discard)
 
     def _runner(self, call: str) -> Runner:
         mine = self.revision
@@ -155,15 +154,11 @@ class Pool:
                 self.lost(runner)
         missing = 0 if self.retired else options.min_concurrency - len(self.runners) - len(self._starting)
         for _ in range(missing):
-            task = asyncio.ensure_future(self._start())
-            self._starting.add(task)
-            task.add_done_callback(self._starting.discard)
+            self._begin(self._start())
 
     def adopt(self, call: str) -> None:
         """Use a runner that an earlier process of this server has begun."""
-        task = asyncio.ensure_future(self._adopt(call))
-        self._starting.add(task)
-        task.add_done_callback(self._starting.discard)
+        self._begin(self._adopt(call))
 
     async def _adopt(self, call: str) -> None:
         runner = self._runner(call)
@@ -218,7 +213,7 @@ class Runners:
             pool.retired = True
 
     async def _adopt(self) -> None:
-        """Use the runners of an earlier process on, and end those of revisions that are gone."""
+        """Use the runners of an earlier process on."""
         found = await self._database.run(rows.everything, writes=False)
         by_user: dict[str, list[Revision]] = {}
         for revision in found:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
-import os
-import secrets
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from atoll import errors, ownership
+from atoll.server.accounts import secret_file
 from atoll.server.database.database import DIRECTORY
 
 FILE = "webhooks-key"
@@ -58,24 +55,5 @@ def read_signer(home: Path) -> Signer:
         StateUntrusted: another user can change the key.
         StateUnusable: others can read it, or it is damaged.
     """
-    path = home / DIRECTORY / FILE
-    with ownership.directory(path.parent, make=True) as directory:
-        temporary = f".{FILE}-{secrets.token_hex(8)}"
-        if FILE not in os.listdir(path.parent):
-            with open(directory.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
-                os.fchmod(file.fileno(), 0o600)
-                file.write(secrets.token_bytes(KEY_BYTES))
-                file.flush()
-                os.fsync(file.fileno())
-            try:  # another process may make one, too: the first name counts
-                with contextlib.suppress(FileExistsError):
-                    os.link(path.with_name(temporary), path)
-            finally:
-                os.unlink(path.with_name(temporary))
-        with open(directory.open(FILE, os.O_RDONLY), "rb") as file:
-            mode, seed = os.fstat(file.fileno()).st_mode, file.read(KEY_BYTES + 1)
-    if mode & 0o077:
-        raise errors.StateUnusable(f"`{path}` can be read by others", hint=f"run `chmod 600 {path}`")
-    if len(seed) != KEY_BYTES:
-        raise errors.StateUnusable(f"`{path}` is damaged", hint="restore it from a backup, or remove it for a new key")
-    return Signer(seed)
+    lost = "restore it from a backup, or remove it for a new key"
+    return Signer(secret_file.read(home / DIRECTORY / FILE, KEY_BYTES, lost))
