@@ -222,13 +222,18 @@ class Lines:
 
     Args:
         visitor: asks for it.
+        fields: of a form that is sent; None for a page that is loaded.
     """
 
-    def __init__(self, visitor: Visitor, path: str) -> None:
+    def __init__(self, visitor: Visitor, path: str, fields: Mapping[str, str] | None = None) -> None:
         self.connection = http.client.HTTPConnection("127.0.0.1", visitor.server.server.port, timeout=60)
         cookie = "; ".join(f"{name}={value}" for name, value in visitor.cookies.items())
         headers = {"cookie": cookie, "sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"}
-        self.connection.request("GET", path, headers=headers)
+        if fields is None:
+            self.connection.request("GET", path, headers=headers)
+        else:
+            headers |= {"accept": "application/x-ndjson", "content-type": "application/x-www-form-urlencoded"}
+            self.connection.request("POST", path, urlencode(fields), headers)
         self.answer = self.connection.getresponse()
 
     def until(self, text: str) -> str:

@@ -5,7 +5,6 @@ Skipped where there is no Chromium. `SHOTS=DIRECTORY` keeps the screenshots.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,24 +12,20 @@ from typing import Any
 
 import pytest
 
-from ..conftest import find_tool, needs_outbound
+from ..conftest import needs_outbound
+from .page_browser import Tab, browser, needs_chromium, problems_of, sync_api
 from .page_client import EVIL, PageServer, page_server
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright")
-CHROMIUM = find_tool("chromium")
-pytestmark = [
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Debian's chromium: `.ci/tools .venv` unpacks it"),
-    needs_outbound,
-]
+__all__ = ["browser"]
 
-PAGES = ("/", "/calls", "/files/", "/environments", "/usage", "/keys", "/secrets", "/admin")
+pytestmark = [needs_chromium, needs_outbound]
+
+PAGES = ("/", "/calls", "/endpoints", "/files/", "/environments", "/usage", "/keys", "/secrets", "/admin")
 EVIL_NAME = "<img src=x onerror=document.title='evil'>.txt"
-SHAPES = [(mode, width) for mode in ("light", "dark") for width in (390, 1440)]
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360f8cf500f0003860180"
     "5a347d6b0000000049454e44ae426082"
 )
-CHECKS = (Path(__file__).parent / "page_checks.js").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -40,49 +35,6 @@ def page_of() -> Iterator[PageServer]:
         files = {EVIL_NAME: b"x", "\u202egnp.txt": b"x", "n" * 200: b"x", "table.csv": b"a,b\n1,2\n", "dot.png": PNG}
         server.call(f"for name in 'ab': greet(name)\ntry: fail()\nexcept ValueError: pass\nwrite({files!r})")
         yield server
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """A browser without a window."""
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_api.sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
-        yield found
-        found.close()
-
-
-class Tab:
-    """A page of a fresh profile, with notes of everything that no page may do."""
-
-    def __init__(self, browser: Any, server: PageServer, **options: Any) -> None:
-        self.server = server
-        self.context = browser.new_context(base_url=server.url, timezone_id="Europe/Berlin", locale="en-GB", **options)
-        self.context.set_default_timeout(60_000)
-        self.page = self.context.new_page()
-        self.wrongs: list[str] = []
-        self.page.on("console", lambda one: self.wrongs.append(one.text) if one.type in {"error", "warning"} else None)
-        self.page.on("pageerror", lambda one: self.wrongs.append(str(one)))
-        self.page.on("request", self._requested)
-
-    def _requested(self, request: Any) -> None:
-        if not request.url.startswith(self.server.url + "/"):
-            self.wrongs.append(request.url)
-
-    def log_in(self, name: str = "ada") -> Any:
-        """Log in; return the page."""
-        self.page.goto("/login")
-        self.page.get_by_label("Key", exact=True).fill(self.server.keys[name])
-        self.page.get_by_role("button", name="Log in").click()
-        self.page.wait_for_url(self.server.url + "/")
-        return self.page
-
-    def close(self) -> None:
-        """Close it; nothing wrong has happened."""
-        title = self.page.title()
-        self.context.close()
-        assert title != "evil"
-        assert self.wrongs == []
 
 
 @pytest.fixture
@@ -217,19 +169,11 @@ def test_every_page_is_readable(browser: Any, page_of: PageServer) -> None:
     page = tab.log_in()
     calls = page.get_by_role("region", name="Recent calls")
     call = calls.get_by_role("link", name=re.compile("fail")).get_attribute("href")
-    problems = {}
+    problems: dict[tuple[str, str, int], list[str]] = {}
     for path in (*PAGES, call, "/files/table.csv", "/files/dot.png", "/login"):
         if path == "/login":
             tab.context.clear_cookies()
         page.goto(path)
-        for mode, width in SHAPES:
-            page.emulate_media(color_scheme=mode)
-            page.set_viewport_size({"width": width, "height": 900})
-            if found := page.evaluate(CHECKS):
-                problems[path, mode, width] = found
-            if shots := os.environ.get("SHOTS", ""):
-                name = path.strip("/").replace("/", "-") or "overview"
-                shot = page.screenshot(full_page=True)  # playwright would write the file in a thread that it keeps
-                Path(shots, f"{name}-{mode}-{width}.png").write_bytes(shot)
+        problems |= problems_of(page, path)
     tab.close()
     assert problems == {}

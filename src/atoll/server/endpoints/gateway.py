@@ -218,12 +218,18 @@ class Gateway:
 
     async def _pass(self, revision: Revision, asked: Asked, first: bytes, body: _Body, send: Send) -> None:
         pool = self.runners.pool(revision)
-        runner = await pool.take()
+        began, status = time.monotonic(), 0
         try:
-            async with passed(pool, runner, asked, first, body.rest() if body.more else None) as answer:
-                await _send(answer, asked, send)
+            runner = await pool.take()
+            try:
+                async with passed(pool, runner, asked, first, body.rest() if body.more else None) as answer:
+                    status = answer.status
+                    await _send(answer, asked, send)
+            finally:
+                pool.give_back(runner)
         finally:
-            pool.give_back(runner)
+            now = time.monotonic()
+            pool.figures.note(now - began, status, now)
 
 
 class _Body:

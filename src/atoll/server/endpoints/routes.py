@@ -30,7 +30,7 @@ from atoll.server.endpoints.gateway import Gateway
 from atoll.server.endpoints.receiving import Receiver
 from atoll.server.endpoints.runners import Runners
 from atoll.server.principal import ADMIN, Principal
-from atoll.server.state import principal_of, state_of
+from atoll.server.state import ServerState, principal_of, state_of
 from atoll.server.typed import typed
 
 MOST_BYTES = 1 << 30
@@ -60,7 +60,11 @@ async def _owner_of(request: Request) -> Principal:
 
 
 def _parts(request: Request) -> tuple[Database, Runners, Gateway]:
-    parts = state_of(request).parts
+    return _of_state(state_of(request))
+
+
+def _of_state(state: ServerState) -> tuple[Database, Runners, Gateway]:
+    parts = state.parts
     return parts["accounts"].database, parts["runners"], parts["gateway"]
 
 
@@ -160,12 +164,22 @@ def _alias(one: rows.Revision, runners: Runners) -> Alias:
 
 async def set_alias(request: Request, body: SetAlias) -> Alias:
     """Point an alias to a revision of the caller's; without one to the revision before."""
-    principal, (database, runners, gateway) = await _owner_of(request), _parts(request)
-    alias = request.path_params["alias"]
+    principal, state = await _owner_of(request), state_of(request)
+    found = await pointed(state, principal, request.path_params["alias"], body.revision)
+    return _alias(found, state.parts["runners"])
+
+
+async def pointed(state: ServerState, principal: Principal, alias: str, revision: str) -> rows.Revision:
+    """Point an alias to a revision of a user's, and return that; an empty one is the revision before.
+
+    Raises:
+        CallerError: there is no such revision, or the alias is none.
+    """
+    database, runners, gateway = _of_state(state)
     rows.check_alias(alias)
 
     def change(connection: Connection) -> tuple[str, rows.Revision]:
-        wanted = body.revision or rows.previous(connection, principal.user, alias)
+        wanted = revision or rows.previous(connection, principal.user, alias)
         if wanted not in {one.id for one in rows.all_of(connection, principal.user)}:
             raise errors.CallerError("there is no such revision", hint="see `atoll function list`", status=404)
         before = rows.point(connection, principal.user, alias, wanted)
@@ -178,13 +192,23 @@ async def set_alias(request: Request, body: SetAlias) -> Alias:
     runners.renew(found)
     if before and before != found.id:
         runners.retire(before)
-    return _alias(found, runners)
+    return found
 
 
 async def delete_alias(request: Request) -> Alias:
     """Delete an alias; its revision stays callable by its id."""
-    principal, (database, runners, gateway) = await _owner_of(request), _parts(request)
-    alias = request.path_params["alias"]
+    principal, state = await _owner_of(request), state_of(request)
+    found = await deleted(state, principal, request.path_params["alias"])
+    return _alias(found, state.parts["runners"])
+
+
+async def deleted(state: ServerState, principal: Principal, alias: str) -> rows.Revision:
+    """Delete an alias of a user's, and return the revision that it has pointed to.
+
+    Raises:
+        CallerError: there is no such alias.
+    """
+    database, runners, gateway = _of_state(state)
 
     def change(connection: Connection) -> rows.Revision | None:
         found = rows.find(connection, principal.user, alias)
@@ -195,7 +219,7 @@ async def delete_alias(request: Request) -> Alias:
     gateway.forget()
     assert found is not None
     runners.retire(found.id)
-    return _alias(found, runners)
+    return found
 
 
 async def make_token(request: Request, body: NewToken) -> Token:

@@ -21,6 +21,7 @@ from uuid import uuid4
 from atoll import errors
 from atoll.server.database.database import Database
 from atoll.server.endpoints import rows
+from atoll.server.endpoints.figures import Series
 from atoll.server.endpoints.rows import Revision
 from atoll.server.endpoints.runner import Runner
 from atoll.server.principal import Principal
@@ -48,6 +49,23 @@ class Pool:
         self._starting: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[Runner]] = deque()
         self.retired = False
+        self.figures = Series()
+
+    @property
+    def waiting(self) -> int:
+        """Requests that wait for a runner."""
+        return len(self._waiting)
+
+    @property
+    def starting(self) -> int:
+        """Runners that start."""
+        return len(self._starting)
+
+    @property
+    def has_place(self) -> bool:
+        """True where a request would wait for nobody."""
+        most = self.revision.options.max_multiplexing
+        return not self._waiting and any(one.busy < most and not one.over for one in self.runners)
 
     async def take(self) -> Runner:
         """Return a runner with a place for a request, which is taken.
@@ -145,7 +163,9 @@ class Pool:
                     future.set_result(runner)
 
     def look(self, now: float) -> None:
-        """End runners that are idle for long."""
+        """End runners that are idle for long, and note how many requests wait."""
+        if self._waiting:
+            self.figures.wait(len(self._waiting), now)
         options = self.revision.options
         for runner in tuple(self.runners):
             kept = not self.retired and len(self.runners) <= options.min_concurrency

@@ -9,7 +9,7 @@ from starlette.routing import BaseRoute, Route
 from atoll.server.pages.guard import HEADERS
 from atoll.server.pages.rendering import ASSETS, TYPES, asset_digest
 
-NAMES = ("atoll.css", "atoll.js", "atoll.svg")
+NAMES = ("atoll.css", "atoll.js", "serving.js", "atoll.svg")
 
 
 def routes() -> list[BaseRoute]:

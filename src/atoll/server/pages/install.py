@@ -17,6 +17,7 @@ from atoll.server.pages import (
     usage,
     visit,
 )
+from atoll.server.pages.serving import endpoints as endpoint_pages
 from atoll.server.state import ServerState
 
 
@@ -25,5 +26,9 @@ def install(state: ServerState) -> None:
     state.parts["error_page"] = visit.http_error
     state.body_bytes["/files"] = MOST_BODY_BYTES
     live.install(state)
-    for part in (asset_routes, login, issuer, calls, live, files, environments, usage, keys, secrets, admin):
+    state.parts["descriptions"] = endpoint_pages.Descriptions()
+    for part in (
+        *(asset_routes, login, issuer, calls, live, endpoint_pages),
+        *(files, environments, usage, keys, secrets, admin),
+    ):
         state.routes += part.routes()

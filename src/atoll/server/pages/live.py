@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 from starlette.responses import Response, StreamingResponse
@@ -47,7 +47,7 @@ async def output(visit: Visit) -> Response:
     worker, _, seen = visit.request.headers.get("last-event-id", visit.query("seen")).rpartition("/")
     start = int(seen) if seen.isascii() and seen.isdigit() and len(seen) < 16 else 0
     await read_call(visit, call, start)
-    return _stream(visit, _output(visit, call, worker, start))
+    return stream(visit, _output(visit, call, worker, start))
 
 
 async def _output(visit: Visit, call: str, worker: str, seen: int) -> AsyncIterator[str]:
@@ -87,7 +87,7 @@ def _piece(text: str) -> str:
 
 async def rows(visit: Visit) -> Response:
     """Stream the rows of the calls that run, whenever they change."""
-    return _stream(visit, _rows(visit, await whose_calls(visit)))
+    return stream(visit, _rows(visit, await whose_calls(visit)))
 
 
 async def _rows(visit: Visit, whose: Whose) -> AsyncIterator[str]:
@@ -101,6 +101,22 @@ async def _rows(visit: Visit, whose: Whose) -> AsyncIterator[str]:
             yield _event("rows", {"html": shown, "ended": bool(ended - present)})
         ended = present
         await asyncio.sleep(ROWS_LOOK_SECONDS)
+
+
+async def rendered(make: Callable[[], Awaitable[str]], seconds: float) -> AsyncIterator[str]:
+    """Yield the HTML of a part of a page whenever it is another one.
+
+    Args:
+        make: returns it.
+        seconds: between two looks.
+    """
+    known = ""
+    while True:
+        shown = await make()
+        if shown != known:
+            known = shown
+            yield _event("rows", {"html": shown})
+        await asyncio.sleep(seconds)
 
 
 def _event(name: str, data: dict[str, Any], number: str = "") -> str:
@@ -148,8 +164,21 @@ def install(state: ServerState) -> None:
     state.parts["accounts"].holders.append(streams)
 
 
-def _stream(visit: Visit, events: AsyncIterator[str]) -> Response:
+def stream(
+    visit: Visit,
+    events: AsyncIterator[str],
+    *,
+    seconds: float = STREAM_SECONDS,
+    first: str = "retry: 1000\n\n",
+    quiet: str = ": \n\n",
+    media_type: str = "text/event-stream",
+) -> Response:
     """Return an answer that goes on; a user may have some of them at a time.
+
+    Args:
+        seconds: the longest that it goes on.
+        first: comes before all events.
+        quiet: comes after a silence, and means nothing.
 
     Raises:
         NotAuthorized: see `Streams.begin`.
@@ -157,13 +186,14 @@ def _stream(visit: Visit, events: AsyncIterator[str]) -> Response:
     streams: Streams = visit.state.parts["page_streams"]
     ended = streams.begin(visit.user)
 
-    async def pieces() -> AsyncIterator[str]:
-        yield "retry: 1000\n\n"
-        async for piece in _paced(events, ended):
-            yield piece
+    async def pieces() -> AsyncGenerator[str, None]:
+        yield first
+        async with contextlib.aclosing(_paced(events, ended, seconds, quiet)) as paced:
+            async for piece in paced:
+                yield piece
 
     headers = {**guard.HEADERS, "X-Accel-Buffering": "no"}
-    return _Counted(pieces(), lambda: streams.over(ended), headers)
+    return _Counted(pieces(), lambda: streams.over(ended), headers, media_type)
 
 
 class _Counted(StreamingResponse):
@@ -173,20 +203,25 @@ class _Counted(StreamingResponse):
         over: called once at the end.
     """
 
-    def __init__(self, pieces: AsyncIterator[str], over: Callable[[], None], headers: dict[str, str]) -> None:
-        super().__init__(pieces, media_type="text/event-stream", headers=headers)
-        self._over = over
+    def __init__(
+        self, pieces: AsyncGenerator[str, None], over: Callable[[], None], headers: dict[str, str], media_type: str
+    ) -> None:
+        super().__init__(pieces, media_type=media_type, headers=headers)
+        self._pieces, self._over = pieces, over
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await super().__call__(scope, receive, send)
         finally:
             self._over()
+            await self._pieces.aclose()
 
 
-async def _paced(events: AsyncIterator[str], ended: asyncio.Event) -> AsyncIterator[str]:
-    """Give events until the time is up or the stream is ended, with comments where they are silent."""
-    until = time.monotonic() + STREAM_SECONDS
+async def _paced(
+    events: AsyncIterator[str], ended: asyncio.Event, seconds: float, quiet: str
+) -> AsyncGenerator[str, None]:
+    """Give events until the time is up or the stream is ended, and something quiet where they are silent."""
+    until = time.monotonic() + seconds
     ending = asyncio.ensure_future(ended.wait())
     waiting: asyncio.Future[str] | None = None
     try:
@@ -195,7 +230,7 @@ async def _paced(events: AsyncIterator[str], ended: asyncio.Event) -> AsyncItera
             both: set[asyncio.Future[Any]] = {waiting, ending}
             await asyncio.wait(both, timeout=min(QUIET_SECONDS, left), return_when=asyncio.FIRST_COMPLETED)
             if not waiting.done():
-                yield ": \n\n"
+                yield quiet
                 continue
             try:
                 piece = waiting.result()
@@ -209,3 +244,5 @@ async def _paced(events: AsyncIterator[str], ended: asyncio.Event) -> AsyncItera
             waiting.cancel()
             with contextlib.suppress(asyncio.CancelledError, StopAsyncIteration, errors.AtollError):
                 await waiting
+        if isinstance(events, AsyncGenerator):
+            await events.aclose()

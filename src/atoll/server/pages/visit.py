@@ -39,6 +39,7 @@ class Section:
 SECTIONS = (
     Section("/", "Overview"),
     Section("/calls", "Calls"),
+    Section("/endpoints", "Endpoints"),
     Section("/files", "Files"),
     Section("/environments", "Environments"),
     Section("/usage", "Usage"),

@@ -190,6 +190,10 @@ class Queue:
         line = self._lines.get((owner, alias))
         return 0 if line is None else len(line.order) + line.expected
 
+    def sizes(self) -> dict[tuple[str, str], int]:
+        """Return how many wait in each line, by owner and alias."""
+        return {name: len(line.order) + line.expected for name, line in self._lines.items()}
+
     def _await(self, entry: Entry) -> None:
         """Let a request wait for its turn, until its deadline."""
         entry.state = WAITING
@@ -252,6 +256,7 @@ class Queue:
         entry.began, entry.moment = time.monotonic(), time.time()
         size, most = entry.body_bytes, self.options.answer_bytes
         made = await attempted(pool, runner, asked, body, size, self.files, most)
+        pool.figures.note(made.outcome.seconds, made.outcome.status, time.monotonic())
         if entry.cancelled:
             return Attempted(cancelling.OUTCOME)
         logs = await self._outputs.since(runner, entry.printed_before, entry.moment)

@@ -1,0 +1,203 @@
+"""Pages of endpoints, queued requests and schedules, without a browser: whose they are, forms, figures, and answers as text."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from atoll.server.pages import guard
+
+from ..conftest import needs_outbound
+from ..waiting import until
+from .page_app import Served, served
+from .page_client import EVIL, Lines, Visitor, visible
+
+pytestmark = needs_outbound
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Served]:
+    """A server whose endpoints are an app of the test's."""
+    with served() as found:
+        found.first = found.serve("hello")
+        yield found
+
+
+@pytest.fixture(scope="module")
+def ada(server: Served) -> Visitor:
+    """The owner of the endpoints."""
+    return Visitor(server.page).log_in("ada")
+
+
+@pytest.fixture(scope="module")
+def bob(server: Served) -> Visitor:
+    """Another user."""
+    return Visitor(server.page).log_in("bob")
+
+
+def call(visitor: Visitor, path: str, fields: dict[str, str], name: str = "hello") -> list[dict[str, object]]:
+    """Call an endpoint as the page's script does; return the events."""
+    given = {"token": visitor.token(f"/endpoints/{name}"), "operation": "json", "path": path, **fields}
+    answer = visitor.post(f"/endpoints/{name}/call", given, accept="application/x-ndjson")
+    assert answer.headers["content-security-policy"] == guard.POLICY
+    assert answer.headers["content-type"] == "application/x-ndjson"
+    return [json.loads(line) for line in answer.text.splitlines() if line]
+
+
+# --- endpoints --------------------------------------------------------------------------------------------------------
+
+
+def test_endpoints_are_the_users_own(server: Served, ada: Visitor, bob: Visitor) -> None:
+    """A user sees the own endpoints with their addresses; for others they do not exist, on no page and for no form."""
+    text = visible(ada.get("/endpoints").text)
+    assert f"{server.page.url}/ada/hello" in text
+    assert "You have no endpoints" in bob.get("/endpoints").text
+    token = bob.token("/")
+    for name in ("hello", server.first, "none", "%00", "<b>"):
+        assert bob.get(f"/endpoints/{name}").status == 404, name
+        assert bob.get(f"/live/endpoints/{name}").status == 404, name
+        for act in ("call", "describe", "point", "delete"):
+            assert bob.post(f"/endpoints/{name}/{act}", {"token": token}).status in {400, 404}, (name, act)
+    assert "hello" in visible(ada.get("/endpoints").text)
+
+
+def test_calls_need_the_forms_token(server: Served, ada: Visitor) -> None:
+    """Another site calls no endpoint in the name of who has logged in."""
+    count = len(server.app.seen)
+    for fields, headers in (({}, {}), ({"token": "x"}, {}), ({}, {"sec_fetch_site": "cross-site"})):
+        for accept in ("text/html", "application/x-ndjson"):
+            assert ada.post("/endpoints/hello/call", fields, accept=accept, **headers).status == 403
+    assert len(server.app.seen) == count
+
+
+def test_a_call_shows_status_time_and_text(server: Served, ada: Visitor) -> None:
+    """The function gets the request in its owner's name, without the page's cookie; its answer comes in lines of JSON."""
+    head, text, end = call(ada, "/any/where?a=b c", {"body": '{"x": 1}'})
+    assert (head["event"], head["status"], head["type"]) == ("head", 200, "application/json")
+    assert json.loads(str(text["text"])) == {"path": "/any/where?a=b%20c", "body": '{"x": 1}'}
+    assert end["event"] == "end"
+    headers = server.app.headers[-1]
+    assert headers["x-fal-caller-user-id"] == "u-ada"
+    assert headers["content-type"] == "application/json"
+    assert not {"cookie", "authorization", "origin"} & headers.keys()
+
+
+def test_answers_are_text(ada: Visitor) -> None:
+    """A page of a function's is shown as text, with and without the script; of an image there is its size."""
+    events = call(ada, "/page", {})
+    assert EVIL in str(events[1]["text"])
+    assert "\\u202e" in str(events[1]["text"])
+    fields = {"token": ada.token("/endpoints/hello"), "operation": "json", "path": "/page", "body": "{}"}
+    answer = ada.post("/endpoints/hello/call", fields)
+    assert answer.headers["content-security-policy"] == guard.POLICY
+    assert "<script>document" not in answer.text
+    assert f"<h1>mine</h1>{EVIL}" in visible(answer.text)
+    head, end = call(ada, "/image", {"method": "GET"})
+    assert (head["type"], end["bytes"]) == ("image/png", 1000)
+    cut = call(ada, "/large", {"method": "GET"})
+    assert "only the first" in str(cut[-1]["note"])
+    assert sum(len(str(one.get("text", ""))) for one in cut) < 2 << 20
+
+
+def test_wrong_fields_are_told(server: Served, ada: Visitor) -> None:
+    """A body that is no JSON, a path that is none and an unknown method call nothing."""
+    count = len(server.app.seen)
+    for fields in ({"body": "{"}, {"path": "x"}, {"method": "BURN"}, {"path": "//evil\r\nx: y" + "a" * 5000}):
+        (event,) = call(ada, "/", fields)
+        assert event["event"] == "failed", fields
+        token = ada.token("/endpoints/hello")
+        answer = ada.post("/endpoints/hello/call", {"token": token, "operation": "json", "path": "/", **fields})
+        assert answer.status == 400
+        assert 'role="alert"' in answer.text
+    assert len(server.app.seen) == count
+    call(ada, "/a\r\nx-evil: 1", {})
+    assert "x-evil" not in server.app.headers[-1]
+
+
+def test_streamed_answers_come_as_they_are_made(server: Served, ada: Visitor) -> None:
+    """The first piece is there before the function makes the second; who leaves ends the request."""
+    app = server.app
+    app.go.clear()
+    token = ada.token("/endpoints/hello")
+    lines = Lines(ada, "/endpoints/hello/call", {"token": token, "operation": "json", "path": "/stream"})
+    try:
+        assert "piece 0 <script>" in lines.until("piece 0")
+        app.go.set()
+        lines.until('"end"')
+    finally:
+        lines.close()
+    app.go.clear()
+    app.gone.clear()
+    lines = Lines(ada, "/endpoints/hello/call", {"token": token, "operation": "json", "path": "/stream"})
+    lines.until("piece 0")
+    lines.close()
+    app.go.set()
+    assert app.gone.wait(60)
+    until(lambda: call(ada, "/after", {})[0]["event"] == "head")
+
+
+def test_forms_from_the_description(server: Served, ada: Visitor) -> None:
+    """An app's description becomes fields; their values become path, query and body, and hostile texts stay texts."""
+    token = ada.token("/endpoints/hello")
+    assert ada.post("/endpoints/hello/describe", {"token": token}).status == 303
+    text = ada.get("/endpoints/hello").text
+    assert "<script>document" not in text
+    names = re.findall(r'name="(body\.[^"]+)"', text)
+    assert names == ["body.name", "body.times", "body.loud", "body.tone", "body.options"]
+    assert 'value="2"' in text
+    fields = {"token": token, "operation": "POST /", "body.name": "ada", "body.times": "3", "body.options": '{"b": 2}'}
+    assert call(ada, "", {**fields, "body.loud": "true", "body.tone": ""})[0]["status"] == 200
+    assert json.loads(server.app.seen[-1][2]) == {"name": "ada", "times": 3, "loud": True, "options": {"b": 2}}
+    for wrong in ({"body.times": "many"}, {"body.options": "{"}, {"body.options": ""}, {"body.times": "true"}):
+        assert call(ada, "", {**fields, **wrong})[0]["event"] == "failed", wrong
+    item = ada.get("/endpoints/hello?operation=GET+/items/{item}").text
+    assert re.findall(r'name="((?:path|query)\.[^"]+)"', item) == ["path.item", "query.most"]
+    call(ada, "", {"operation": "GET /items/{item}", "path.item": "a/b?c", "query.most": "5"})
+    assert server.app.seen[-1][:2] == ("GET", "/items/a%2Fb%3Fc?most=5")
+    assert 'id="call-body"' in ada.get("/endpoints/hello?form=json").text
+
+
+def test_figures_are_counted(server: Served, ada: Visitor) -> None:
+    """Requests by key and by the form are in the charts, failed ones among them."""
+    server.serve("counted")
+    before = ada.get("/endpoints/counted").text
+    assert "requests a second: 0<" in before
+    for path in ("/", "/fail"):
+        server.ask("GET", f"/ada/counted{path}")
+    call(ada, "/", {}, "counted")
+    text = ada.get("/endpoints/counted").text
+    assert not re.search("requests a second: 0<|failed: 0<|median: none", text)
+    assert text.count('<svg viewBox="0 0 560') == 3
+    lines = Lines(ada, "/live/endpoints/counted")
+    try:
+        assert "requests a second" in lines.until("data: ")
+    finally:
+        lines.close()
+
+
+def test_aliases_are_pointed_and_deleted(server: Served, ada: Visitor) -> None:
+    """An alias is pointed to another revision, rolled back and deleted by forms, with a key of the scope ADMIN."""
+    first = server.serve("moved")
+    second = server.serve("moved")
+
+    def present() -> str:
+        found = re.search(r"<dt>Revision</dt><dd><code>([^<]+)", ada.get("/endpoints/moved").text)
+        assert found is not None
+        return found[1]
+
+    token = ada.token("/endpoints/moved")
+    assert present() == second
+    for fields, wanted in (({"revision": first}, first), ({}, second)):
+        answer = ada.post("/endpoints/moved/point", {"token": token, **fields})
+        assert answer.headers["location"] == "/endpoints/moved?done=pointed"
+        assert present() == wanted
+    assert ada.post("/endpoints/moved/point", {"token": token, "revision": "none"}).status == 404
+    assert ada.post("/endpoints/moved/delete", {"token": token}).headers["location"] == "/endpoints?done=deleted"
+    assert ada.get("/endpoints/moved").status == 404
+    assert ada.get(f"/endpoints/{second}").status == 200
+    dan = Visitor(server.page).log_in("dan")
+    assert dan.post("/endpoints/hello/point", {"token": dan.token("/")}).status == 403
+    assert dan.post("/endpoints/hello/delete", {"token": dan.token("/")}).status == 403
