@@ -20,7 +20,19 @@ __all__ = ["browser"]
 
 pytestmark = [needs_chromium, needs_outbound]
 
-PAGES = ("/", "/calls", "/endpoints", "/files/", "/environments", "/usage", "/keys", "/secrets", "/admin")
+PAGES = (
+    "/",
+    "/calls",
+    "/endpoints",
+    "/requests",
+    "/schedules",
+    "/files/",
+    "/environments",
+    "/usage",
+    "/keys",
+    "/secrets",
+    "/admin",
+)
 EVIL_NAME = "<img src=x onerror=document.title='evil'>.txt"
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360f8cf500f0003860180"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from atoll import Host, isolated
+from atoll.sdk.apps import scheduling
 from atoll.server.pages import guard
 
 from ..conftest import needs_outbound
@@ -201,3 +203,135 @@ def test_aliases_are_pointed_and_deleted(server: Served, ada: Visitor) -> None:
     dan = Visitor(server.page).log_in("dan")
     assert dan.post("/endpoints/hello/point", {"token": dan.token("/")}).status == 403
     assert dan.post("/endpoints/hello/delete", {"token": dan.token("/")}).status == 403
+
+
+# --- queued requests --------------------------------------------------------------------------------------------------
+
+
+def submit(server: Served, alias: str, path: str = "/", user: str = "ada") -> str:
+    """Queue a request; return its id."""
+    status, data = server.ask("POST", f"/queue/ada/{alias}{path}", b'{"x": 1}', user)
+    assert status == 200, data
+    return str(data["request_id"])
+
+
+def state_of(visitor: Visitor, request: str) -> str:
+    """Return the state that a request's page shows."""
+    found = re.search(r"<dt>State</dt><dd><span[^>]*>([a-z ]+)", visitor.get(f"/requests/{request}").text)
+    assert found is not None
+    return found[1]
+
+
+def test_requests_are_listed_cancelled_and_shown(server: Served, ada: Visitor, bob: Visitor) -> None:
+    """The queue's depth and newest requests are the owner's; a button cancels one, another all that wait."""
+    app = server.app
+    server.serve("slow", auth="shared", max_concurrency=1)
+    app.go.clear()
+    app.begun.clear()
+    running = submit(server, "slow", "/wait")
+    assert app.begun.wait(60)
+    mine, theirs, last = submit(server, "slow"), submit(server, "slow", user="bob"), submit(server, "slow")
+    text = ada.get("/requests?alias=slow").text
+    assert [one in text for one in (running, mine, theirs, last)] == [True] * 4
+    assert "3 wait for slow" in " ".join(visible(text).split())
+    assert "3 wait" not in visible(bob.get("/requests").text)
+    assert (state_of(ada, running), state_of(ada, mine)) == ("running", "waiting")
+    until(lambda: "in the queue: 3" in ada.get("/requests").text)
+    for answer in (bob.get(f"/requests/{mine}"), bob.post(f"/requests/{mine}/cancel", {"token": bob.token("/")})):
+        assert answer.status == 404
+    token = ada.token("/requests")
+    assert bob.post("/requests/flush", {"token": bob.token("/"), "alias": "slow"}).status == 303
+    assert state_of(ada, last) == "waiting"
+    assert ada.post(f"/requests/{mine}/cancel", {"token": token}).headers["location"].endswith("done=cancelled")
+    assert ada.post(f"/requests/{mine}/cancel", {"token": token}).headers["location"].endswith("done=over")
+    assert state_of(ada, mine) == "cancelled"
+    lines = Lines(ada, "/live/requests?alias=slow")
+    try:
+        assert running in lines.until("data: ")
+        assert ada.post("/requests/flush", {"token": token, "alias": "slow"}).status == 303
+        assert "cancelled" in lines.until("data: ")
+    finally:
+        lines.close()
+    assert {state_of(ada, theirs), state_of(ada, last)} == {"cancelled"}
+    app.go.set()
+    until(lambda: state_of(ada, running) == "ok")
+    assert mine not in ada.get("/requests?state=open").text
+    assert running not in ada.get("/requests?state=failed").text
+    assert running not in ada.get("/requests?alias=other").text
+
+
+def test_answers_are_for_who_has_asked(server: Served, ada: Visitor) -> None:
+    """The owner of an endpoint sees the own answers, as text, and none that are another user's."""
+    server.serve("shared", auth="shared")
+    own, page, theirs = (
+        submit(server, "shared", path, user) for path, user in (("/", "ada"), ("/page", "ada"), ("/x", "bob"))
+    )
+    until(lambda: all(state_of(ada, one) == "ok" for one in (own, page, theirs)))
+    assert '"body": "{\\"x\\": 1}"' in visible(ada.get(f"/requests/{own}").text)
+    text = ada.get(f"/requests/{page}").text
+    assert "<script>document" not in text
+    assert "<h1>mine</h1>" in visible(text)
+    other = visible(ada.get(f"/requests/{theirs}").text)
+    assert "Answers are for who has asked" in other
+    assert "/x" not in other.replace(server.page.url, "")
+    assert ada.get("/requests/none").status == 404
+
+
+# --- schedules --------------------------------------------------------------------------------------------------------
+
+
+def schedule(server: Served, function: str, cron: str, user: str = "ada", **rule: str) -> str:
+    """Schedule a function that never runs; return the schedule's id."""
+    facts = {"function": function, "rule": {"cron": cron, **rule}}
+    status, data = server.ask("POST", "/v1/schedules", json.dumps(facts).encode() + b"\nnothing", user)
+    assert status == 201, data
+    return str(data["id"])
+
+
+def test_schedules_have_a_calendar(server: Served, ada: Visitor, bob: Visitor) -> None:
+    """A month of runs to come in a zone, the next ones, and buttons that pause, resume and cancel; for their owner alone."""
+    assert "You have no schedules" in ada.get("/schedules").text
+    name = schedule(server, "report", "30 7 * * *", timezone="Europe/Berlin")
+    often = schedule(server, "often", "0 * * * * *")
+    text = ada.get("/schedules?month=2030-02&zone=Europe/Berlin").text
+    assert text.count("07:30") == 28 + 7
+    assert "24+" in text
+    assert "06:30" in ada.get("/schedules?month=2030-02&zone=UTC").text
+    for query in ("month=x", "month=9999-99", "zone=Mars/Olympus", "month=0001-01", "month=2200-12"):
+        assert ada.get(f"/schedules?{query}").status == 200, query
+    token = ada.token("/schedules")
+    assert "You have no schedules" in bob.get("/schedules").text
+    assert bob.get(f"/schedules/{name}").status == 404
+    assert bob.post(f"/schedules/{name}/pause", {"token": bob.token("/")}).status == 404
+    for act, state in (("pause", "paused"), ("resume", "active"), ("cancel", "cancelled")):
+        answer = ada.post(f"/schedules/{often}/{act}", {"token": token})
+        assert answer.headers["location"].startswith(f"/schedules/{often}?done="), act
+        shown = re.search(r"<dt>State</dt><dd><span[^>]*>([a-z]+)", ada.get(f"/schedules/{often}").text)
+        assert shown is not None
+        assert shown[1] == state
+    assert ada.post(f"/schedules/{often}/burn", {"token": token}).status == 404
+    assert ada.post(f"/schedules/{often}/resume", {"token": token}).status == 400
+    assert ada.post(f"/schedules/{name}/pause", {}).status == 403
+    dan = Visitor(server.page).log_in("dan")
+    assert dan.post(f"/schedules/{name}/pause", {"token": dan.token("/")}).status == 403
+    assert "often" not in visible(ada.get("/schedules?month=2030-02").text).partition("Cancelled")[0]
+
+
+def test_runs_have_state_and_output(server: Served, ada: Visitor, bob: Visitor) -> None:
+    """A run is in the calendar and in its schedule's history, with a link to its output."""
+    key_id, _, secret = server.page.keys["ada"].partition(":")
+    host = Host(server.page.url, key_id=key_id, key_secret=secret)
+    made = scheduling.schedule(isolated(host=host)(note), "* * * * * *")
+    path = f"/schedules/{made['id']}"
+    found = until(lambda: re.search(r'good">ok</span>.*?href="(/calls/[^"]+)"', ada.get(path).text, re.DOTALL))
+    assert found is not None
+    assert ada.post(f"{path}/cancel", {"token": ada.token(path)}).status == 303
+    text = ada.get(found[1]).text
+    assert f"noted {EVIL}" in visible(text)
+    assert "<script>document" not in text
+    assert bob.get(found[1]).status == 404
+    assert re.search(r'class="run good"[^>]*><a href="' + path, ada.get("/schedules").text)
+
+
+def note() -> None:
+    print("noted <script>document.title='evil'</script>")

@@ -11,6 +11,7 @@ from ..conftest import needs_outbound
 from .page_app import Served, served
 from .page_browser import Tab, browser, needs_chromium, problems_of, sync_api
 from .page_client import EVIL
+from .test_page_serving import schedule, submit
 
 __all__ = ["browser"]
 pytestmark = [needs_chromium, needs_outbound]
@@ -82,8 +83,18 @@ def test_every_page_is_readable(browser: Any, server: Served) -> None:
     page.goto("/endpoints/hello")
     if page.get_by_role("button", name="Read the fields").count():
         page.get_by_role("button", name="Read the fields").click()
-    for path in ("/endpoints", "/endpoints/hello", "/endpoints/hello?form=json"):
+    for function, cron in (("report", "30 7 * * *"), ("a_function_with_a_long_name_" + "x" * 40, "0 */2 * * 1-5")):
+        schedule(server, function, cron, timezone="Europe/Berlin")
+    server.app.go.clear()
+    server.app.begun.clear()
+    submit(server, "hello", "/wait")
+    assert server.app.begun.wait(60)
+    requests = [submit(server, "hello", path) for path in ("/", "/fail", "/page")]
+    page.goto("/schedules")
+    paths = [page.get_by_role("link", name="report").first.get_attribute("href"), f"/requests/{requests[0]}"]
+    for path in ("/endpoints", "/endpoints/hello", "/endpoints/hello?form=json", "/requests", "/schedules", *paths):
         page.goto(path)
         problems |= problems_of(page, path)
+    server.app.go.set()
     tab.close()
     assert problems == {}

@@ -29,7 +29,19 @@ from .page_client import EVIL, Lines, PageServer, Visitor, page_server, visible
 
 pytestmark = needs_outbound
 
-PAGES = ("/", "/calls", "/endpoints", "/files/", "/environments", "/usage", "/keys", "/secrets", "/admin")
+PAGES = (
+    "/",
+    "/calls",
+    "/endpoints",
+    "/requests",
+    "/schedules",
+    "/files/",
+    "/environments",
+    "/usage",
+    "/keys",
+    "/secrets",
+    "/admin",
+)
 
 
 @pytest.fixture(scope="module")

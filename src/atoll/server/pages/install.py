@@ -18,6 +18,7 @@ from atoll.server.pages import (
     visit,
 )
 from atoll.server.pages.serving import endpoints as endpoint_pages
+from atoll.server.pages.serving import requests, schedules
 from atoll.server.state import ServerState
 
 
@@ -28,7 +29,7 @@ def install(state: ServerState) -> None:
     live.install(state)
     state.parts["descriptions"] = endpoint_pages.Descriptions()
     for part in (
-        *(asset_routes, login, issuer, calls, live, endpoint_pages),
+        *(asset_routes, login, issuer, calls, live, endpoint_pages, requests, schedules),
         *(files, environments, usage, keys, secrets, admin),
     ):
         state.routes += part.routes()

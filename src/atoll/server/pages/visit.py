@@ -40,6 +40,8 @@ SECTIONS = (
     Section("/", "Overview"),
     Section("/calls", "Calls"),
     Section("/endpoints", "Endpoints"),
+    Section("/requests", "Requests"),
+    Section("/schedules", "Schedules"),
     Section("/files", "Files"),
     Section("/environments", "Environments"),
     Section("/usage", "Usage"),
@@ -92,10 +94,15 @@ class Visit:
             raise forbidden()
         return await self.state.asks.ask(principal, name, arguments)
 
+    @property
+    def token(self) -> str:
+        """The token of the forms of this session; empty for none."""
+        secret = sessions.cookie_of(self.request)
+        return guard.form_token(secret) if secret else ""
+
     def page(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
         """Return a page made of a template."""
         path = self.request.url.path
-        secret = sessions.cookie_of(self.request)
         sections = [one for one in SECTIONS if self.principal and (self.user.may_administer or not one.for_operators)]
         here = [one.path for one in sections if path == one.path or path.startswith(one.path.rstrip("/") + "/")]
         text = render(
@@ -103,7 +110,7 @@ class Visit:
             principal=self.principal,
             sections=sections,
             section=max(here, key=len) if here else "",
-            token=guard.form_token(secret) if secret else "",
+            token=self.token,
             done=self.query("done"),
             **values,
         )

@@ -68,6 +68,50 @@ class Known:
     headers: str
 
 
+@dataclass(frozen=True)
+class Listed:
+    """A request as a list shows it; `finished` is 0 before its end."""
+
+    id: str
+    alias: str
+    caller: str
+    priority: int
+    submitted: float
+    state: str
+    finished: float
+    status: int
+    error: str
+    error_type: str
+    seconds: float
+
+
+def newest(
+    connection: Connection, owner: str, limit: int, offset: int = 0, *, alias: str = "", state: str = ""
+) -> list[Listed]:
+    """Return requests to the endpoints of an owner, the newest first.
+
+    Args:
+        alias: of the only endpoint that is meant; empty for all.
+        state: `open`, `over`, or `failed` for those that are over and have no good answer; empty for all.
+    """
+    query = select(*(queued.c[name] for name in Listed.__dataclass_fields__)).where(queued.c.owner == owner)
+    if alias:
+        query = query.where(queued.c.alias == alias)
+    if state:
+        query = query.where(queued.c.state != OVER if state == "open" else queued.c.state == OVER)
+    if state == "failed":
+        query = query.where(queued.c.error != "")
+    query = query.order_by(queued.c.submitted.desc(), queued.c.id).limit(limit).offset(offset)
+    return [Listed(**{**row._mapping, "finished": row.finished or 0.0}) for row in connection.execute(query)]
+
+
+def of_owner(connection: Connection, owner: str, request: str) -> Listed | None:
+    """Return a request to an endpoint of an owner; None for none."""
+    query = select(*(queued.c[name] for name in Listed.__dataclass_fields__))
+    row = connection.execute(query.where(queued.c.owner == owner, queued.c.id == request)).first()
+    return None if row is None else Listed(**{**row._mapping, "finished": row.finished or 0.0})
+
+
 def add(connection: Connection, values: dict[str, Any]) -> tuple[str, str]:
     """Add a request; return its id, and the digest of its body. One with the same idempotency key is returned instead."""
     key = values["idempotency"]

@@ -20,7 +20,7 @@ from atoll.server.principal import ADMIN, Principal
 from atoll.server.schedules import bodies, rows
 from atoll.server.schedules.clock import Clock
 from atoll.server.schedules.output import stream
-from atoll.server.state import principal_of, state_of
+from atoll.server.state import ServerState, principal_of, state_of
 from atoll.server.typed import typed
 
 SCHEDULES = "/v1/schedules"
@@ -56,7 +56,11 @@ async def owner_of(request: Request) -> Principal:
 
 
 def _parts(request: Request) -> tuple[Database, Clock]:
-    parts = state_of(request).parts
+    return _of_state(state_of(request))
+
+
+def _of_state(state: ServerState) -> tuple[Database, Clock]:
+    parts = state.parts
     return parts["accounts"].database, parts["clock"]
 
 
@@ -112,8 +116,20 @@ async def resume_schedule(request: Request) -> bodies.Schedule:
 
 
 async def _set(request: Request, state: str, act: str) -> bodies.Schedule:
-    principal, (database, clock) = await owner_of(request), _parts(request)
-    name = request.path_params["schedule"]
+    principal = await owner_of(request)
+    return await changed(state_of(request), principal, request.path_params["schedule"], state, act)
+
+
+async def changed(server: ServerState, principal: Principal, name: str, state: str, act: str) -> bodies.Schedule:
+    """Pause, resume or cancel a user's schedule, and return it.
+
+    Args:
+        act: as the audit names it.
+
+    Raises:
+        CallerError: the user has none of this id, or it is cancelled.
+    """
+    database, clock = _of_state(server)
 
     def change(connection: Connection) -> bodies.Schedule:
         found = rows.set_state(connection, principal.user, name, state)

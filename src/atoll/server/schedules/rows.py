@@ -169,10 +169,24 @@ def set_state(connection: Connection, user: str, name: str, state: str) -> bodie
     return find(connection, user, name)
 
 
-def history(connection: Connection, name: str, limit: int) -> list[bodies.Activation]:
+def history(connection: Connection, name: str, limit: int, offset: int = 0) -> list[bodies.Activation]:
     """Return the activations of a schedule, the newest first."""
-    query = select(activations).where(activations.c.schedule == name).order_by(activations.c.due.desc()).limit(limit)
-    return [_activation(row) for row in connection.execute(query)]
+    query = select(activations).where(activations.c.schedule == name).order_by(activations.c.due.desc())
+    return [_activation(row) for row in connection.execute(query.limit(limit).offset(offset))]
+
+
+def between(
+    connection: Connection, user: str, start: float, end: float, limit: int
+) -> list[tuple[str, str, float, str]]:
+    """Return the newest runs of a user's schedules from a moment to another: schedule, function, moment and state.
+
+    The state of a run that is over is its outcome.
+    """
+    query = select(activations, revisions.c.function).join(schedules, schedules.c.id == activations.c.schedule)
+    query = query.join(revisions, revisions.c.id == schedules.c.revision).where(schedules.c.user == user)
+    query = query.where(activations.c.due >= start, activations.c.due < end).order_by(activations.c.due.desc())
+    found = [(row, _activation(row)) for row in connection.execute(query.limit(limit))]
+    return [(row.schedule, row.function, one.due, one.outcome or one.state) for row, one in found]
 
 
 def activation(connection: Connection, name: str, wanted: str) -> bodies.Activation:

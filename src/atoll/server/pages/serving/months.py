@@ -1,14 +1,16 @@
-"""A month of runs by the clock, in one time zone: those that are over with their states, and those to come. Pure."""
+"""Some weeks of runs by the clock, in one time zone: those that are over with their states, and those to come. Pure."""
 
 from __future__ import annotations
 
 import calendar
 import datetime as dt
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 MOST_A_DAY = 24
 """Runs of one schedule that are counted on one day to come."""
+WEEKS = 6
+"""Weeks that are shown of the time around today."""
 MOST_STEPS = 4000
 """Runs to come that are looked for, of all schedules together."""
 After = Callable[[float], float]
@@ -46,13 +48,13 @@ class Day:
     entries: list[Entry] = field(default_factory=list)
 
 
-def month_of(text: str, today: dt.date) -> dt.date:
-    """Return the first day of a month such as `2026-12`; of this month for another text."""
+def month_of(text: str) -> dt.date | None:
+    """Return the first day of a month such as `2026-12`; None for another text."""
     try:
         found = dt.date.fromisoformat(f"{text}-01")
     except ValueError:
-        return today.replace(day=1)
-    return found if 1971 <= found.year <= 2200 else today.replace(day=1)
+        return None
+    return found if 1971 <= found.year <= 2200 else None
 
 
 def other(month: dt.date, by: int) -> dt.date:
@@ -65,6 +67,12 @@ def days_of(month: dt.date, today: dt.date) -> list[Day]:
     """Return the days of a month in whole weeks, which begin on Monday."""
     dates = calendar.Calendar().itermonthdates(month.year, month.month)
     return [Day(date, date.month != month.month, date == today) for date in dates]
+
+
+def days_around(today: dt.date) -> list[Day]:
+    """Return the days of the week before this one, of this one, and of those to come."""
+    first = today - dt.timedelta(today.weekday() + 7)
+    return [Day(date, today=date == today) for date in (first + dt.timedelta(count) for count in range(7 * WEEKS))]
 
 
 def begin_of(date: dt.date, zone: dt.tzinfo) -> float:
@@ -127,3 +135,9 @@ def put_in_order(days: Sequence[Day]) -> None:
     """Put the entries of each day in the order of their moments."""
     for day in days:
         day.entries.sort(key=lambda one: (one.at, one.function))
+
+
+def moments(after: After, moment: float) -> Iterator[float]:
+    """Yield the moments of a schedule after another one."""
+    while moment := after(moment):
+        yield moment
