@@ -178,15 +178,13 @@ def test_a_revision_stays_callable_by_its_id_and_an_alias_goes_back(server: Serv
     assert ask(server, f"/trigger/operator/{raw.revision}")[0] == 200
 
 
-@pytest.mark.parametrize("form", ["key", "basic", "headers", "query", "token"])
-def test_credentials_have_five_forms(server: Server, raw: Endpoint, form: str) -> None:
+@pytest.mark.parametrize("form", ["key", "basic", "bearer", "headers", "query", "token"])
+def test_credentials_have_six_forms(server: Server, raw: Endpoint, form: str) -> None:
     """Each is accepted, and the same with a wrong secret is not."""
     for secret, wanted in ((server.key[1], 200), ("atoll_" + "x" * 43, 401)):
         pair, path, headers = f"{server.key[0]}:{secret}", "/operator/raw/", {"accept": "*/*"}
-        if form == "key":
-            headers["authorization"] = f"Key {pair}"
-        elif form == "basic":
-            headers["authorization"] = f"Basic {pair}"
+        if form in ("key", "basic", "bearer"):
+            headers["authorization"] = f"{form.title()} {pair}"
         elif form == "headers":
             headers |= {"X-Fal-Key-Id": server.key[0], "X-Fal-Key-Secret": secret}
         elif form == "query":

@@ -199,7 +199,8 @@ class IsolatedFunction(Batches, Generic[P, R]):
                 (requests of a runner at a time; 1), `keep_alive` (seconds that an idle one is kept; the function's),
                 `startup_timeout` (seconds until its port must answer; 600), `request_timeout` (seconds until an answer
                 must begin; 3600, 0 for none), `health_path` (a path that must answer 200 first), `rate_limit` (requests a
-                minute of one caller), `cors` (origins of pages that may call).
+                minute of one caller), `cors` (origins of pages that may call), `enveloped` (the answer of `serve=True` is
+                `{"result": …}`, as clients of 2023 read it).
 
         Raises:
             TypeError: there is no such option.

@@ -43,14 +43,16 @@ def serve(function: CallableFunction, alias: str, auth: str, serving: dict[str, 
     """Register a function at its server; requests at its address run it from then on.
 
     Args:
-        serving: how it is served, by the names in `SERVING`.
+        serving: how it is served, by the names in `SERVING`; `enveloped` besides.
 
     Raises:
         TypeError: there is no such option.
         ValueError: the function is not to be served, or `auth` is unknown.
         OperatorError, CallerError: the server refuses it.
     """
-    served, described = describe(function, auth, serving)
+    enveloped = bool(serving.get("enveloped", False))
+    known = {name: value for name, value in serving.items() if name != "enveloped"}
+    served, described = describe(function, auth, known, enveloped=enveloped)
     server = getattr(function.host, "server", None)
     if server is None:
         raise errors.ResourcesUnavailable(
@@ -63,8 +65,13 @@ def serve(function: CallableFunction, alias: str, auth: str, serving: dict[str, 
     return Endpoint(answer["id"], answer["alias"], server.url.rstrip("/") + answer["path"])
 
 
-def describe(function: CallableFunction, auth: str, serving: dict[str, Any]) -> tuple[CallableFunction, dict[str, Any]]:
+def describe(
+    function: CallableFunction, auth: str, serving: dict[str, Any], *, enveloped: bool = False
+) -> tuple[CallableFunction, dict[str, Any]]:
     """Return the function that a server runs for requests, and how it serves it.
+
+    Args:
+        enveloped: a web app answers as `atoll.web.app.make` says.
 
     Raises:
         TypeError: there is no such option in `serving`.
@@ -81,7 +88,7 @@ def describe(function: CallableFunction, auth: str, serving: dict[str, Any]) -> 
             raise TypeError(f"unknown option `{name}` of `serve`; they are {', '.join(SERVING)}")
     if auth not in AUTHS:
         raise ValueError(f"`auth` must be one of {', '.join(AUTHS)}, is {auth!r}")
-    served = function if options.exposed_port is not None else _wrapped(function)
+    served = function if options.exposed_port is not None else _wrapped(function, enveloped)
     return served, {"port": options.exposed_port or PORT, "auth": auth, "options": {**_options(options), **serving}}
 
 
@@ -92,12 +99,12 @@ def _options(options: Any) -> dict[str, Any]:
     return found
 
 
-def _wrapped(function: CallableFunction) -> CallableFunction:
+def _wrapped(function: CallableFunction, enveloped: bool) -> CallableFunction:
     """Return the function that serves another one."""
     plain = function.__wrapped__
 
     def served(*first: Any) -> None:
-        serve_app(plain, PORT, *first)
+        serve_app(plain, PORT, *first, enveloped=enveloped)
 
     served.__name__ = served.__qualname__ = name_of(plain)
     served.__module__ = plain.__module__

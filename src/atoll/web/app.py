@@ -25,7 +25,7 @@ def make(function: Callable[..., Any], *first: Any, enveloped: bool = False) -> 
 
     Args:
         first: arguments before those of a request: the result of a `setup_function`.
-        enveloped: the answer is `{"result": RESULT}`, as programs of the original system expect.
+        enveloped: the answer is `{"result": RESULT}`, as clients of the original system's first months read it.
     """
     import fastapi
     import pydantic
@@ -118,6 +118,28 @@ def _describe(app: Any, parts: dict[str, Any]) -> None:
     app.openapi = openapi
 
 
+def _put_errors_into_envelopes(app: Any) -> None:
+    """Let failures be `{"error": TEXT}`, with status 400 for arguments that do not fit."""
+    from fastapi import HTTPException
+    from starlette.responses import JSONResponse
+
+    async def refused(_: Any, error: Any) -> JSONResponse:
+        return JSONResponse({"error": _text(error.detail)}, 400 if error.status_code == 422 else error.status_code)
+
+    async def failed(_: Any, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": f"{type(error).__name__}: {error}"}, 500)
+
+    app.add_exception_handler(HTTPException, refused)
+    app.add_exception_handler(Exception, failed)
+
+
+def _text(detail: Any) -> str:
+    """Return the mistakes of a request as one line."""
+    if not isinstance(detail, list):
+        return str(detail)
+    return "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in detail)
+
+
 async def _lines(items: AsyncIterator[Any], encode: Callable[[Any], Any], *, events: bool) -> AsyncIterator[str]:
     async for item in items:
         text = item if isinstance(item, str) and events else json.dumps(encode(item))
@@ -153,8 +175,14 @@ def _whole(parameters: dict[str, tuple[Any, Any]], base: type) -> str | None:
 
 
 def serve(function: Callable[..., Any], port: int, *first: Any, enveloped: bool = False) -> None:
-    """Serve a function on a port until the process is asked to end."""
+    """Serve a function on a port until the process is asked to end.
+
+    Args:
+        enveloped: as in `make`; failures are `{"error": TEXT}` with status 400 or 500.
+    """
     import uvicorn
 
     app = make(function, *first, enveloped=enveloped)
+    if enveloped:
+        _put_errors_into_envelopes(app)
     uvicorn.run(app, host="0.0.0.0", port=port, log_level="warning", access_log=False)  # noqa: S104 - the sandbox's own

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import cyclopts
 
 from atoll.cli.accounts.place import Place, opened
+from atoll.cli.older_name import is_older_name
 from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import age, date, print_json, print_table
 from atoll.cli.terminal import echo
@@ -145,7 +145,7 @@ def revoke(
 
 def show_key(key: dict[str, Any]) -> None:
     """Print a new key as variables of the environment, under the name of the program that was asked."""
-    prefix = "FAL" if Path(sys.argv[0]).name.startswith("fal") else "ATOLL"
+    prefix = "FAL" if is_older_name() else "ATOLL"
     echo(f"a key of the scope {key['scope']}, which is shown this once:", error=True, flush=True)
     echo(f"export {prefix}_KEY_ID='{key['id']}'")
     echo(f"export {prefix}_KEY_SECRET='{key['secret']}'", flush=True)

@@ -9,8 +9,9 @@ import cyclopts
 
 from atoll.cli.functions.moments import moment
 from atoll.cli.functions.served_by import server_host
+from atoll.cli.older_name import is_older_name
 from atoll.cli.tables import age, print_json, print_table
-from atoll.cli.terminal import echo
+from atoll.cli.terminal import echo, write_output
 
 app = cyclopts.App(
     name="function",
@@ -43,7 +44,8 @@ def serve(
 ) -> int:
     """Register a function as a new revision, and print its address.
 
-    The function has the option `serve=True`, or `exposed_port=8080` and starts a server of its own.
+    The function has the option `serve=True`, or `exposed_port=8080` and starts a server of its own. Of one that
+    `fal-serverless` registers, an answer of `serve=True` is `{"result": VALUE}`, as clients of that program read it.
 
     Parameters
     ----------
@@ -85,7 +87,9 @@ def serve(
         "rate_limit": rate_limit,
         "cors": cors,
     }
-    given = {name: value for name, value in serving.items() if value is not None}
+    given: dict[str, Any] = {name: value for name, value in serving.items() if value is not None}
+    if is_older_name():
+        given["enveloped"] = True
     from atoll.cli.programs.target import find
 
     found = find(f"{file}::{function}").function
@@ -116,6 +120,26 @@ def list_(*, json: Annotated[bool, Flag] = False) -> int:
     else:
         rows = [(one["id"], one["alias"], one["function"], one["auth"], age(one["created"])) for one in found]
         print_table(("revision", "alias", "function", "auth", "age"), rows)
+    return 0
+
+
+@app.command
+def logs(*, lines: int = 100, url: str = "", raw: Annotated[bool, Flag] = False) -> int:
+    """Print what your served functions have printed, the last lines.
+
+    Parameters
+    ----------
+    lines: int
+        The most lines that are printed.
+    url: str
+        The only endpoint that is meant: its address, alias or revision; default: all of yours.
+    raw: bool
+        Print control characters as they are, on a terminal too.
+    """
+    from atoll.sdk.apps import output  # as slow to import as the client
+
+    found = output.lines(server_host(), url, lines)
+    write_output("".join(f"{line}\n" for _, line in found), raw=raw)
     return 0
 
 

@@ -51,7 +51,7 @@ def _row(one: dict[str, Any]) -> tuple[str, ...]:
 
 
 @app.command
-def activations(cron: str, limit: int = 15, /, *, json: Annotated[bool, Flag] = False) -> int:
+def activations(cron: str, /, limit: int = 15, *, json: Annotated[bool, Flag] = False) -> int:
     """List the runs of a schedule, the newest first.
 
     Parameters

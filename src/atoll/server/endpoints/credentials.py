@@ -18,17 +18,20 @@ class Given(NamedTuple):
 
 
 def authorization_of(connection: HTTPConnection) -> Given:
-    """Return the credentials of a request: `Key ID:SECRET`, `Basic ID:SECRET` as plain text, a pair of headers, or a pair of
-    query parameters; `fal_jwt_token` in the query, or `Bearer`, has a token.
+    """Return the credentials of a request: `Key ID:SECRET`, or `Basic` or `Bearer` with such a pair as plain text, a pair of
+    headers, or a pair of query parameters; `fal_jwt_token` in the query, or `Bearer`, has a token.
+
+    Clients of other services send what they call an API key as `Bearer`, the `openai` package for one.
     """
     headers, query = connection.headers, connection.query_params
     if "x-fal-key-id" in headers:
         return Given(f"Key {headers['x-fal-key-id']}:{headers.get('x-fal-key-secret', '')}")
     if given := ", ".join(headers.getlist("authorization")):
         kind, _, rest = given.partition(" ")
-        if kind.lower() == "bearer":
+        kind, is_pair = kind.lower(), ":" in rest  # no token has a colon, no encoded pair either
+        if kind == "bearer" and not is_pair:
             return Given(token=rest.strip())
-        return Given(f"Key {rest}" if kind.lower() == "basic" and ":" in rest else given)
+        return Given(f"Key {rest.strip()}" if kind in ("basic", "bearer") and is_pair else given)
     if "fal_key_id" in query:
         return Given(f"Key {query['fal_key_id']}:{query.get('fal_key_secret', '')}")
     return Given(token=query.get("fal_jwt_token", ""))
