@@ -16,6 +16,8 @@ LONGEST_FIRST = [
     "blocks",
     "examples",
     "conda",
+    "server_examples",
+    "language_model",
     "volume_programs",
     "preloading",
     "data_cli",

@@ -5,13 +5,8 @@ They follow the pages of 2023 on serving, queue, webhooks, cron, secrets and key
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,11 +14,9 @@ import pytest
 from atoll import Host, isolated
 from atoll.sdk.apps.output import endpoint_of
 
-from ..waiting import PATIENCE_SECONDS, soak
+from .example_programs import EXAMPLES, NAMES, Examples, needs_curl
 from .process import Server, running
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "server"
-NAMES = soak(["fal-serverless"], ["fal-serverless", "atoll"])
 LOOPBACK = '[webhooks]\nallowed_networks = ["127.0.0.0/8"]\n'
 
 
@@ -34,69 +27,10 @@ def server() -> Iterator[Server]:
         yield found
 
 
-@dataclass
-class Examples:
-    """A copy of the directory, whose programs have the names of one generation.
-
-    Args:
-        name: of the command.
-    """
-
-    server: Server
-    directory: Path
-    name: str
-
-    def write(self) -> None:
-        """Write the copy."""
-        for source in EXAMPLES.iterdir():
-            if not source.is_file():
-                continue
-            text = source.read_text()
-            if self.name != "atoll":
-                text = re.sub(r"^from atoll import", "from fal_serverless import", text, flags=re.MULTILINE)
-                text = text.replace("ATOLL_", "FAL_").replace("atoll ", "fal-serverless ")
-            (self.directory / source.name).write_text(text)
-
-    def run(self, program: str, **variables: str) -> list[str]:
-        """Run a program to its end; return the lines that it has printed."""
-        key_id, secret = self.server.key
-        prefix = "ATOLL" if self.name == "atoll" else "FAL"
-        own = {f"{prefix}_HOST": self.server.url, f"{prefix}_KEY_ID": key_id, f"{prefix}_KEY_SECRET": secret}
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("ATOLL_", "FAL_"))}
-        binaries = Path(sys.executable).parent
-        done = subprocess.run(
-            ["sh" if program.endswith(".sh") else sys.executable, self.directory / program],
-            cwd=self.directory.parent,
-            env={
-                **kept,
-                **self.server.client_variables,
-                **own,
-                "ATOLL_HOME": str(self.directory.parent / "home"),
-                "PATH": f"{binaries}:{kept.get('PATH', '')}",
-                "COLUMNS": "200",
-                **variables,
-            },
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=3 * PATIENCE_SECONDS,
-            check=False,
-        )
-        assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
-        return done.stdout.splitlines()
-
-
 @pytest.fixture(params=NAMES)
 def examples(server: Server, tmp_path: Path, request: pytest.FixtureRequest) -> Examples:
     """The programs by the names of one generation."""
-    directory = tmp_path / "server"
-    directory.mkdir()
-    found = Examples(server, directory, request.param)
-    found.write()
-    return found
-
-
-needs_curl = pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+    return Examples(server, tmp_path, request.param)
 
 
 @needs_curl
@@ -194,7 +128,8 @@ def test_addresses_name_endpoints(url: str, name: str) -> None:
 
 def test_every_example_is_run_here() -> None:
     """No program of `examples/server/` is without a test."""
-    texts = [path.read_text() for path in [Path(__file__), *EXAMPLES.iterdir()] if path.is_file()]
-    for path in EXAMPLES.iterdir():
-        if path.is_file():
-            assert any(path.name in text or f"import {path.stem}" in text for text in texts), path.name
+    tests = [Path(__file__), Path(__file__).with_name("test_language_model.py")]
+    run = set(re.findall(r'"(\w+\.(?:py|sh))"', "".join(path.read_text() for path in tests)))
+    scripts = "".join((EXAMPLES / name).read_text() for name in run)
+    for path in EXAMPLES.glob("*.*"):
+        assert path.name in run or path.name in scripts, path.name
