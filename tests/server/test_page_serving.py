@@ -173,6 +173,12 @@ def test_figures_are_counted(server: Served, ada: Visitor) -> None:
     text = ada.get("/endpoints/counted").text
     assert not re.search("requests a second: 0<|failed: 0<|median: none", text)
     assert text.count('<svg viewBox="0 0 560') == 3
+    _, metrics = server.ask("GET", "/metrics")
+    counts = dict(re.findall(r'atoll_endpoint_requests_total\{status="(\w+)"\} (\d+)', metrics.decode()))
+    assert int(counts["2xx"]) >= 2
+    assert int(counts["5xx"]) >= 1
+    assert b'atoll_endpoint_request_seconds_bucket{le="+Inf"}' in metrics
+    assert b"counted" not in metrics
     lines = Lines(ada, "/live/endpoints/counted")
     try:
         assert "requests a second" in lines.until("data: ")

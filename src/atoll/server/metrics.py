@@ -14,15 +14,18 @@ from typing import Any
 
 import uvicorn
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from atoll import __version__, errors
+from atoll.server.endpoints.figures import Sums, by_doublings
+from atoll.server.endpoints.runners import Runners
 from atoll.server.http import Connections
 from atoll.server.line.sessions import Sessions
+from atoll.server.queue.queue import Queue
 from atoll.server.state import ServerState, principal_of
 
 NODE_SECONDS = 3.0
@@ -76,6 +79,7 @@ class Metrics:
         yield version
         yield _gauge("atoll_server_start_seconds", "When the server started.", self._started)
         yield from self._lines()
+        yield from self._endpoints()
         yield from self._of_node()
 
     def _lines(self) -> Iterator[Metric]:
@@ -109,6 +113,29 @@ class Metrics:
         if isinstance(connections, Connections):
             yield _gauge("atoll_connections", "Open connections.", len(connections))
             yield _count("atoll_connections_refused", "Connections beyond a bound.", connections.refused)
+
+    def _endpoints(self) -> Iterator[Metric]:
+        """Return the figures of all endpoints together: labels name no user, and so none of their endpoints."""
+        runners, queue = self._state.parts.get("runners"), self._state.parts.get("queue")
+        if isinstance(runners, Runners):
+            pools, sums = tuple(runners.pools.values()), Sums()
+            for pool in pools:
+                sums.add(pool.figures.sums())
+            text = "Requests to endpoints that are over, queued ones included, by status."
+            counted = CounterMetricFamily("atoll_endpoint_requests", text, labels=["status"])
+            for kind, count in enumerate(sums.kinds):
+                if count:
+                    counted.add_metric([f"{kind}xx" if kind else "none"], count)
+            yield counted
+            buckets = [("+Inf" if bound == float("inf") else str(bound), n) for bound, n in by_doublings(sums.times)]
+            text = "Seconds of requests to endpoints, to the end of the answer."
+            yield HistogramMetricFamily("atoll_endpoint_request_seconds", text, buckets, sums.seconds)
+            yield _gauge("atoll_endpoint_workers", "Workers of endpoints.", sum(len(pool.runners) for pool in pools))
+            waiting = sum(pool.waiting for pool in pools)
+            yield _gauge("atoll_endpoint_waiting", "Requests that wait for a worker, without the queue's.", waiting)
+        if isinstance(queue, Queue):
+            yield _gauge("atoll_queue_waiting", "Queued requests that wait.", sum(queue.sizes().values()))
+            yield _gauge("atoll_queue_open", "Queued requests that are not over.", len(queue.entries))
 
     def _of_node(self) -> Iterator[Metric]:
         node = self._node

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import time
 from array import array
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping
-from math import frexp
 from typing import NamedTuple
 
 SLOT_SECONDS = 30.0
@@ -21,22 +21,35 @@ _DOUBLINGS, _PARTS = 22, 4
 _LEAST_SECONDS = 5.0
 """A slot that is younger counts as so old: one request would be a peak."""
 BUCKETS = _DOUBLINGS * _PARTS
+_NONE = bytes(4 * BUCKETS)
+KINDS = 10
+"""Kinds of statuses, by their first digit."""
 MOST_SERIES = 2000
 """Endpoints whose queues are remembered."""
-
-
-def bucket_of(seconds: float) -> int:
-    """Return the bucket of a time."""
-    if seconds <= 0.0:
-        return 0
-    part, exponent = frexp(seconds)  # a part from a half to one
-    return min(max((exponent - _LEAST) * _PARTS + int(part * 2 * _PARTS) - _PARTS, 0), BUCKETS - 1)
 
 
 def bound_of(bucket: int) -> float:
     """Return the seconds at which a bucket ends, and the next one begins."""
     doubling, part = divmod(bucket + 1, _PARTS)
     return float(2.0 ** (_LEAST + doubling - 1) * (1 + part / _PARTS))
+
+
+BOUNDS = [bound_of(bucket) for bucket in range(BUCKETS - 1)]
+"""Ends of the buckets, but for the last one's, which has none."""
+
+
+def bucket_of(seconds: float) -> int:
+    """Return the bucket of a time."""
+    return bisect_right(BOUNDS, seconds)
+
+
+def by_doublings(times: array[int]) -> Iterator[tuple[float, int]]:
+    """Yield the seconds at which each doubling ends, and how many times are within; the last is endless."""
+    within = 0
+    for first in range(0, BUCKETS, _PARTS):
+        within += sum(times[first : first + _PARTS])
+        last = first + _PARTS == BUCKETS
+        yield float("inf") if last else bound_of(first + _PARTS - 1), within
 
 
 def share(times: array[int], wanted: float) -> float | None:
@@ -72,12 +85,37 @@ class Point(NamedTuple):
 
 
 class _Slot:
-    __slots__ = ("failed", "number", "requests", "times", "waiting")
+    """A slot; `kinds` are requests by the first digit of their status, 0 for no answer."""
+
+    __slots__ = ("end", "kinds", "number", "seconds", "times", "waiting")
 
     def __init__(self, number: int) -> None:
-        self.number = number
-        self.requests = self.failed = self.waiting = 0
+        self.number, self.end = number, (number + 1) * SLOT_SECONDS
+        self.kinds = [0] * KINDS
+        self.waiting, self.seconds = 0, 0.0
         self.times: array[int] | None = None
+
+    @property
+    def failed(self) -> int:
+        """Requests without an answer, or with one from 500 on."""
+        return self.kinds[0] + sum(self.kinds[5:])
+
+
+class Sums:
+    """Requests by the first digit of their status, times by bucket, and the sum of these, over a long time."""
+
+    def __init__(self) -> None:
+        self.kinds = [0] * KINDS
+        self.times = array("Q", bytes(8 * BUCKETS))
+        self.seconds = 0.0
+
+    def add(self, other: Sums | _Slot) -> None:
+        """Add those of another one."""
+        self.seconds += other.seconds
+        for kind, count in enumerate(other.kinds):
+            self.kinds[kind] += count
+        for bucket, count in enumerate(other.times or ()):
+            self.times[bucket] += count
 
 
 class Series:
@@ -86,12 +124,7 @@ class Series:
     def __init__(self) -> None:
         self._slots: list[_Slot | None] = []
         self._now = _Slot(-1)
-        self.requests: dict[int, int] = {}
-        """Requests since the server's start, by the first digit of their status; 0 for no answer."""
-        self.times = array("Q", bytes(8 * BUCKETS))
-        """Times since then, by bucket."""
-        self.seconds = 0.0
-        """The sum of these."""
+        self._before = Sums()
 
     def note(self, seconds: float, status: int, now: float) -> None:
         """Count a request that is over.
@@ -100,28 +133,25 @@ class Series:
             status: of its answer; 0 for none.
             now: by the monotonic clock.
         """
-        slot = self._now if now // SLOT_SECONDS == self._now.number else self._next(now)
-        slot.requests += 1
-        kind = status // 100
-        if not 0 < kind < 5:
-            slot.failed += 1
-        bucket = bucket_of(seconds)
+        slot = self._now
+        if now >= slot.end:
+            slot = self._next(now)
         times = slot.times
         if times is None:
-            times = slot.times = array("I", bytes(4 * BUCKETS))
-        times[bucket] += 1
-        self.times[bucket] += 1
-        self.seconds += seconds
-        self.requests[kind] = self.requests.get(kind, 0) + 1
+            times = slot.times = array("I", _NONE)
+        times[bisect_right(BOUNDS, seconds)] += 1
+        slot.kinds[status // 100] += 1
+        slot.seconds += seconds
 
     def wait(self, count: int, now: float) -> None:
         """Note how many wait at this moment."""
-        slot = self._now if now // SLOT_SECONDS == self._now.number else self._next(now)
+        slot = self._now if now < self._now.end else self._next(now)
         slot.waiting = max(slot.waiting, count)
 
     def _next(self, now: float) -> _Slot:
         if not self._slots:
             self._slots = [None] * SLOTS
+        self._before.add(self._now)
         number = int(now // SLOT_SECONDS)
         self._now = self._slots[number % SLOTS] = _Slot(number)
         return self._now
@@ -130,9 +160,12 @@ class Series:
         """Return whether nothing has come for longer than is remembered."""
         return now // SLOT_SECONDS - self._now.number >= SLOTS
 
-    def forget(self) -> None:
-        """Forget the last hour."""
-        self._slots, self._now = [], _Slot(-1)
+    def sums(self) -> Sums:
+        """Return the sums since the server's start."""
+        found = Sums()
+        found.add(self._before)
+        found.add(self._now)
+        return found
 
     def points(self, now: float | None = None) -> list[Point]:
         """Return the figures of all slots, the oldest first."""
@@ -147,7 +180,7 @@ class Series:
             seconds = SLOT_SECONDS if number < last else max(now - number * SLOT_SECONDS, _LEAST_SECONDS)
             times = slot.times
             shares = (None, None) if times is None else (share(times, 0.5), share(times, 0.95))
-            found.append(Point(seconds, slot.requests, slot.failed, slot.waiting, *shares))
+            found.append(Point(seconds, sum(slot.kinds), slot.failed, slot.waiting, *shares))
         return found
 
     def recent(self, slots: int, now: float | None = None) -> tuple[float, float | None, float | None]:
@@ -158,7 +191,7 @@ class Series:
         count = 0
         for slot in self._slots:
             if slot is not None and last - slots < slot.number <= last:
-                count += slot.requests
+                count += sum(slot.kinds)
                 for bucket, number in enumerate(slot.times or ()):
                     times[bucket] += number
         seconds = max(now - (last - slots + 1) * SLOT_SECONDS, _LEAST_SECONDS)
