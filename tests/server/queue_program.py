@@ -19,7 +19,8 @@ class FakeRunner:
 
     def __init__(self, state: Any, owner: Any, call: str, *_: object) -> None:
         self.state, self.owner, self.call = state, owner, call
-        self.busy, self.over, self.since = 0, False, time.monotonic()
+        self.busy, self.over = 0, False
+        self.since = self.born = time.monotonic()
         self._idle: list[Any] = []
 
     async def start(self, _file: Path, _seconds: float) -> None:

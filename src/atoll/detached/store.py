@@ -261,7 +261,7 @@ class Store(Bundles):
         return found[0]
 
     def listed(self, user: str, *, batch: str = "", states: Sequence[str] = (), limit: int = MOST_LISTED) -> list[Row]:
-        """Return a user's calls: those of a batch in its order, else newest first."""
+        """Return a user's calls, or those of a batch, newest first."""
         tests, values = ["user = ?"], [user]
         if batch:
             tests.append("batch = ?")
@@ -269,8 +269,7 @@ class Store(Bundles):
         if states:
             tests.append(f"state IN ({', '.join('?' * len(states))})")
             values += states
-        order = "number" if batch else "id DESC"
-        return self.rows(f"WHERE {' AND '.join(tests)} ORDER BY {order} LIMIT ?", (*values, limit))
+        return self.rows(f"WHERE {' AND '.join(tests)} ORDER BY id DESC LIMIT ?", (*values, limit))
 
     def items(self, user: str, batch: str, kind: str, after: int, limit: int) -> list[Row]:
         """Return a part of a batch.

@@ -31,6 +31,7 @@ from atoll.server.fleets import part as fleets
 from atoll.server.login import part as login
 from atoll.server.machines import part as machines
 from atoll.server.nodes import part as nodes
+from atoll.server.outputs import part as outputs
 from atoll.server.pages import install as pages
 from atoll.server.published import part as published
 from atoll.server.queue import part as queue
@@ -60,6 +61,7 @@ PARTS: tuple[Callable[[ServerState], None], ...] = (
     webhooks.install,
     controller.install,
     published.install,
+    outputs.install,
     endpoints.install,
     queue.install,
 )

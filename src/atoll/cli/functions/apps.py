@@ -8,9 +8,10 @@ import cyclopts
 
 from atoll.cli.functions.deploy import show as show_app
 from atoll.cli.functions.served_by import path, server_host
+from atoll.cli.functions.states import state_of
 from atoll.cli.programs.program import TargetError
 from atoll.cli.tables import age, date, print_json, print_table
-from atoll.cli.terminal import echo, write_output
+from atoll.cli.terminal import echo
 
 app = cyclopts.App(
     name="apps",
@@ -20,7 +21,6 @@ app = cyclopts.App(
     result_action="return_value",
 )
 Flag = cyclopts.Parameter(negative="")
-MOST_BYTES = 1 << 30
 
 
 @app.command(name="list")
@@ -65,7 +65,7 @@ def show(name: str, /, *, json: Annotated[bool, Flag] = False) -> int:
             options = "  ".join(
                 f"{key}={value}" for key, value in one["options"].items() if value not in ((), [], 0, 0.0)
             )
-            echo(f"{one['name']}: auth={one['auth']}  {options}")
+            echo(f"{one['name']}: {state_of(one)}  auth={one['auth']}  {options}")
     print_table(
         ("deployment", "created", ""),
         [(one, date(at), "present" if one == found["deployment"] else "") for one, at in found["deployments"]],
@@ -145,8 +145,18 @@ def rollback(name: str, /, *, to: str = "") -> int:
 
 
 @app.command
-def logs(name: str, function: str, /, *, raw: Annotated[bool, Flag] = False) -> int:
-    """Print the output of a function: of its last run by the clock, or of its newest runner.
+def logs(
+    name: str,
+    function: str,
+    /,
+    *,
+    lines: Annotated[int, cyclopts.Parameter(alias="-n")] = 50,
+    all_: Annotated[bool, cyclopts.Parameter(name="--all", negative="")] = False,
+    follow: Annotated[bool, cyclopts.Parameter(alias="-f", negative="")] = False,
+    raw: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
+) -> int:
+    """Print the end of the output of a function: of its runners, as `atoll function logs`, or of its last run by the clock.
 
     Parameters
     ----------
@@ -154,12 +164,33 @@ def logs(name: str, function: str, /, *, raw: Annotated[bool, Flag] = False) -> 
         The app.
     function: str
         The function; those that programs call print there.
+    lines: int
+        The last lines of each runner.
+    all_: bool
+        Runners that are over, too.
+    follow: bool
+        Print what comes: of runners until interrupted, of a run until its end.
     raw: bool
         Print control characters as they are, on a terminal too.
+    json: bool
+        Print an object; moments in seconds since the epoch.
     """
-    data = server_host().server.ask("GET", path("apps", name, "functions", function, "logs"), most=MOST_BYTES)
-    write_output(data.decode("utf-8", "replace"), raw=raw)
-    return 0
+    from atoll.cli.calls.output import output  # for one function alone, as the next one
+    from atoll.cli.functions.logs import logs as show
+
+    server = server_host().server
+    found = next((one for one in server.ask("GET", path("apps", name))["functions"] if one["name"] == function), None)
+    if found is not None and found["kind"] == "served":
+        return show(found["revision"], lines=lines, everything=all_, follow=follow, raw=raw, json=json)
+    if found is None or found["kind"] != "scheduled":
+        server.ask("GET", path("apps", name, "functions", function, "logs"), most=1 << 20)  # says why there is none
+        return 1
+    runs = server.ask("GET", f"{path('schedules', found['schedule'], 'activations')}?limit=1000")["activations"]
+    call = next((one["id"] for one in runs if one["state"] in ("running", "finished")), "")
+    if not call:
+        echo(f"`{function}` has not run yet", error=True)
+        return 0
+    return output(call, raw=raw, json=json, follow=follow)
 
 
 @app.command

@@ -9,8 +9,9 @@ import cyclopts
 
 from atoll.cli.functions.moments import moment
 from atoll.cli.functions.served_by import server_host
+from atoll.cli.functions.states import state_of
 from atoll.cli.older_name import is_older_name
-from atoll.cli.tables import age, print_json, print_table
+from atoll.cli.tables import age, print_json, print_table, wrong_usage
 from atoll.cli.terminal import echo, write_output
 
 app = cyclopts.App(
@@ -105,7 +106,7 @@ def serve(
 
 @app.command(name="list")
 def list_(*, json: Annotated[bool, Flag] = False) -> int:
-    """List your revisions, the newest first.
+    """List your revisions, the newest first, with their workers, or the reason that these do not start.
 
     Parameters
     ----------
@@ -118,29 +119,68 @@ def list_(*, json: Annotated[bool, Flag] = False) -> int:
     elif not found:
         echo("nothing is served", error=True)
     else:
-        rows = [(one["id"], one["alias"], one["function"], one["auth"], age(one["created"])) for one in found]
-        print_table(("revision", "alias", "function", "auth", "age"), rows)
+        rows = [
+            (
+                one["id"],
+                one["alias"],
+                one["function"],
+                one["auth"],
+                age(one["created"]),
+                state_of(one) if one["port"] else "",
+            )
+            for one in found
+        ]
+        print_table(("revision", "alias", "function", "auth", "age", "state"), rows)
     return 0
 
 
 @app.command
-def logs(*, lines: int = 100, url: str = "", raw: Annotated[bool, Flag] = False) -> int:
-    """Print what your served functions have printed, the last lines.
+def logs(
+    name: str = "",
+    /,
+    *,
+    lines: Annotated[int | None, cyclopts.Parameter(alias="-n")] = None,
+    all_: Annotated[bool, cyclopts.Parameter(name="--all", negative="")] = False,
+    follow: Annotated[bool, cyclopts.Parameter(alias="-f", negative="")] = False,
+    raw: Annotated[bool, Flag] = False,
+    json: Annotated[bool, Flag] = False,
+    url: str = "",
+) -> int:
+    """Print the end of the output of an endpoint's runners, and their state: of those that run, else of the last one.
+
+    On a terminal control characters are shown as escapes, apart from colours and progress bars.
 
     Parameters
     ----------
+    name: str
+        The alias or revision; without one, the last lines of all of yours.
     lines: int
-        The most lines that are printed.
-    url: str
-        The only endpoint that is meant: its address, alias or revision; default: all of yours.
+        The last lines of each runner, of at most 64 KiB (default: 50); without a name, of all together (default: 100).
+    all_: bool
+        Runners that are over, too.
+    follow: bool
+        Print what comes, also of runners that start later, until interrupted.
     raw: bool
-        Print control characters as they are, on a terminal too.
+        Print the function's own bytes to a terminal too, whatever they do there.
+    json: bool
+        Print an object with `runners`; moments in seconds since the epoch.
+    url: str
+        The endpoint's address, in place of its name.
     """
-    from atoll.sdk.apps import output  # as slow to import as the client
+    if name and url:
+        return wrong_usage("give a name or --url")
+    if not name and not (follow or json or all_):
+        from atoll.sdk.apps import output  # as slow to import as the client
 
-    found = output.lines(server_host(), url, lines)
-    write_output("".join(f"{line}\n" for _, line in found), raw=raw)
-    return 0
+        found = output.lines(server_host(), url, 100 if lines is None else lines)
+        write_output("".join(f"{line}\n" for _, line in found), raw=raw)
+        return 0
+    from atoll.cli.functions.logs import logs as show
+    from atoll.sdk.apps.output import endpoint_of
+
+    if not (given := name or endpoint_of(url)):
+        return wrong_usage("an alias or revision is missing")
+    return show(given, lines=50 if lines is None else lines, everything=all_, follow=follow, raw=raw, json=json)
 
 
 @app.command

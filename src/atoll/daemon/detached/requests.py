@@ -58,7 +58,7 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
       `MOST_ITEMS`.
     - `detached.accepted` (`spool`): gives `calls`, an id if this spool was accepted.
     - `detached.show` (`call`): gives `call`, the row.
-    - `detached.list` (`states`, `limit` if given): gives `calls`, the rows, newest first.
+    - `detached.list` (`batch`, `states`, `limit` if given): gives `calls`, the rows, newest first.
     - `detached.batches` (`start`, `limit` if given): gives `batches` whose ids begin so, newest first, with their counts.
     - `detached.items` (`batch`, `kind`, `after`): gives `calls`, some rows of a batch; see `Store.items`.
     - `detached.wait` (`call`, `revision`, `seconds`): as `show`, when the row has another revision or time is up.
@@ -84,19 +84,19 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
     if detached.leaving and verb in ("accept", "renew"):
         raise ChannelClosed("another daemon takes this one's place")  # the client asks that one
     if verb == "accepted":
-        asked = user, _id(arguments, "spool")
-        rows = await detached.ask(lambda store: store.rows("WHERE user = ? AND request = ? LIMIT 1", asked), user)
+        whose = user, _id(arguments, "spool")
+        rows = await detached.ask(lambda store: store.rows("WHERE user = ? AND request = ? LIMIT 1", whose), user)
         return {"calls": [row.call for row in rows]}, None
     if verb == "accept":
         return await _accept(detached, user, _id(arguments, "spool"), take(1)[0]), None
     if verb == "list":
-        states = arguments.get("states", [])
-        if not isinstance(states, list) or not set(states) <= set(STATES):
-            raise ValueError(f"`states` must be some of {', '.join(STATES)}")
+        batch, states = arguments.get("batch", ""), arguments.get("states", [])
+        if not isinstance(states, list) or not set(states) <= set(STATES) or not isinstance(batch, str):
+            raise ValueError(f"`states` must be some of {', '.join(STATES)}, and `batch` a text")
         limit = arguments.get("limit", MOST_LISTED)
         if type(limit) is not int or not 0 <= limit <= MOST_LISTED:
             raise ValueError(f"`limit` must be a number from 0 to {MOST_LISTED}")
-        rows = await detached.ask(lambda store: store.listed(user, states=states, limit=limit), user)
+        rows = await detached.ask(lambda store: store.listed(user, batch=batch, states=states, limit=limit), user)
         return {"calls": [shown(detached, row) for row in rows]}, None
     if verb == "batches":
         start, most = arguments.get("start", ""), arguments.get("limit", MOST_BATCHES)

@@ -6,7 +6,7 @@ from typing import Any
 
 import msgspec
 
-from atoll.server.endpoints.bodies import Options
+from atoll.server.endpoints.bodies import Failing, Options
 from atoll.server.schedules.bodies import Rule
 
 SERVED, SCHEDULED, CALLED = "served", "scheduled", "called"
@@ -46,7 +46,7 @@ class NewDeployment(msgspec.Struct, frozen=True):
 
 
 class Function(msgspec.Struct, frozen=True):
-    """A deployed function; see `NewFunction`. `schedule` is the id of a scheduled one's schedule."""
+    """A deployed function; see `NewFunction`. `schedule` is the id of a scheduled one's schedule, `failing` of a served one."""
 
     name: str
     kind: str
@@ -58,6 +58,8 @@ class Function(msgspec.Struct, frozen=True):
     path: str = ""
     options: Options | None = None
     next_run: float = 0.0
+    runners: int = 0
+    failing: Failing | None = None
 
 
 class App(msgspec.Struct, frozen=True):

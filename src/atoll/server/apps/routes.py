@@ -21,6 +21,8 @@ from atoll.server.database.database import Database
 from atoll.server.endpoints import rows as endpoint_rows
 from atoll.server.endpoints.bodies import AUTHS
 from atoll.server.endpoints.receiving import Receiver
+from atoll.server.endpoints.runners import Runners
+from atoll.server.outputs.runners import calls_of
 from atoll.server.schedules import rows as schedule_rows
 from atoll.server.schedules.output import stream
 from atoll.server.schedules.routes import owner_of
@@ -130,13 +132,24 @@ async def _follow(request: Request, changes: rows.Changes) -> None:
 async def list_apps(request: Request) -> bodies.Apps:
     """List the caller's apps by name."""
     principal = await principal_of(request)
-    return bodies.Apps(await _database(request).run(partial(rows.all_of, user=principal.user), writes=False))
+    found = await _database(request).run(partial(rows.all_of, user=principal.user), writes=False)
+    return bodies.Apps([_with_runners(request, one) for one in found])
 
 
 async def show_app(request: Request) -> bodies.App:
     """Show an app, with what is where."""
     principal, app = await principal_of(request), request.path_params["app"]
-    return await _database(request).run(partial(rows.find, user=principal.user, app=app), writes=False)
+    found = await _database(request).run(partial(rows.find, user=principal.user, app=app), writes=False)
+    return _with_runners(request, found)
+
+
+def _with_runners(request: Request, app: bodies.App) -> bodies.App:
+    runners: Runners = state_of(request).parts["runners"]
+    functions = []
+    for one in app.functions:
+        count, failing = runners.state(one.revision)
+        functions.append(msgspec.structs.replace(one, runners=count, failing=failing))
+    return msgspec.structs.replace(app, functions=functions)
 
 
 async def scale_app(request: Request, asked: bodies.Scale) -> bodies.App:
@@ -207,13 +220,7 @@ async def read_logs(request: Request) -> Response:
 
         call = await _database(request).run(last, writes=False)
     elif found.kind == SERVED:  # a runner's batch is its revision
-        asked = {"batch": found.revision, "kind": "all", "after": -1}
-        try:
-            calls = (await state.asks.ask(principal, "detached.items", asked)).get("calls", [])
-        except errors.CallUnknown:  # nobody has asked it anything yet
-            calls = []
-        newest = max(calls, key=lambda row: float(row["queued_at"]), default=None)
-        call = str(newest["call"]) if newest is not None else ""
+        call = next((str(row["call"]) for row in await calls_of(state, principal, found.revision)), "")
     else:
         raise errors.CallerError(
             f"the output of `{found.name}` goes to the programs that call it",

@@ -51,6 +51,20 @@ class NewRevision(msgspec.Struct, frozen=True):
     options: Options = Options()
 
 
+class Failing(msgspec.Struct, frozen=True):
+    """The failure of runners that do not start.
+
+    Args:
+        error: of the last one.
+        failures: in a row.
+        next_try: seconds since the epoch; 0 where the next request tries.
+    """
+
+    error: str
+    failures: int
+    next_try: float = 0.0
+
+
 class Revision(msgspec.Struct, frozen=True):
     """A revision; `alias` is empty for one that none points to."""
 
@@ -62,6 +76,8 @@ class Revision(msgspec.Struct, frozen=True):
     created: float
     alias: str = ""
     path: str = ""
+    runners: int = 0
+    failing: Failing | None = None
 
 
 class Revisions(msgspec.Struct, frozen=True):
@@ -80,6 +96,7 @@ class Alias(msgspec.Struct, frozen=True):
     changed: float
     runners: int
     options: Options
+    failing: Failing | None = None
 
 
 class Aliases(msgspec.Struct, frozen=True):

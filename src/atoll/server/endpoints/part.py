@@ -29,3 +29,4 @@ def install(state: ServerState) -> None:
         state.body_bytes.setdefault(f"/{first}", most)
     state.body_bytes["/"] = MOST_BODY_BYTES
     state.lifespan.append(runners.serving)
+    accounts.holders.append(runners)

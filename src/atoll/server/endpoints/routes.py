@@ -88,11 +88,18 @@ async def register(request: Request) -> Response:
             "auth": new.auth,
             "size_bytes": spool.size_bytes,
         }
-        before = await database.run(lambda connection: rows.add(connection, principal.user, found_row, new.alias))
+
+        def add(connection: Connection) -> tuple[str, rows.Revision | None]:
+            before = rows.add(connection, principal.user, found_row, new.alias)
+            return before, rows.by_id(connection, name)
+
+        before, added = await database.run(add)
         receiver.keep()
     gateway.forget()
     if before:
         runners.retire(before)
+    if added is not None and added.alias:
+        runners.renew(added)
     answer = Revision(
         name, new.function, new.port, new.auth, new.options, 0.0, new.alias, f"/{principal.name}/{new.alias or name}"
     )
@@ -137,16 +144,16 @@ def check_options(options: Options) -> None:
         raise errors.CallerError("`health_path` must begin with `/`", hint="such as `/health`")
 
 
-def _shown(one: rows.Revision) -> Revision:
-    path = f"/{one.owner}/{one.alias or one.id}"
-    return Revision(one.id, one.function, one.port, one.auth, one.options, one.created, one.alias, path)
+def _shown(one: rows.Revision, runners: Runners) -> Revision:
+    path, state = f"/{one.owner}/{one.alias or one.id}", runners.state(one.id)
+    return Revision(one.id, one.function, one.port, one.auth, one.options, one.created, one.alias, path, *state)
 
 
 async def list_revisions(request: Request) -> Revisions:
     """List the caller's revisions, the newest first."""
-    principal, (database, _, _) = await principal_of(request), _parts(request)
+    principal, (database, runners, _) = await principal_of(request), _parts(request)
     found = await database.run(lambda connection: rows.all_of(connection, principal.user), writes=False)
-    return Revisions([_shown(one) for one in found])
+    return Revisions([_shown(one, runners) for one in found])
 
 
 async def list_aliases(request: Request) -> Aliases:
@@ -157,9 +164,8 @@ async def list_aliases(request: Request) -> Aliases:
 
 
 def _alias(one: rows.Revision, runners: Runners) -> Alias:
-    pool = runners.pools.get(one.id)
-    count = len(pool.runners) if pool is not None else 0
-    return Alias(one.alias, one.id, one.function, one.auth, one.created, count, one.options)
+    count, failing = runners.state(one.id)
+    return Alias(one.alias, one.id, one.function, one.auth, one.created, count, one.options, failing)
 
 
 async def set_alias(request: Request, body: SetAlias) -> Alias:

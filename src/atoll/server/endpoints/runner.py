@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll import errors
+from atoll.server.call_ends import failure_of
 from atoll.server.cluster.links.own_line import open_line
 from atoll.server.endpoints.exchange import Exchange, RunnerGone
 from atoll.server.endpoints.spools import keep, link_to, sealed
@@ -42,10 +43,12 @@ class Runner:
     Args:
         call: the id of its detached call.
         health_path: see `bodies.Options`.
+        name: the alias, or the revision, by which its owner knows it.
         worker: that serves it; empty while it starts.
         port: that its function listens on.
         busy: requests that it has.
         since: when it became idle.
+        born: when it was made; as all moments of a monotonic clock.
     """
 
     state: ServerState
@@ -54,11 +57,14 @@ class Runner:
     revision: str
     port: int
     health_path: str = ""
+    name: str = ""
     worker: str = ""
     busy: int = 0
     since: float = field(default_factory=time.monotonic)
+    born: float = field(default_factory=time.monotonic)
     over: bool = False
     _idle: list[Exchange] = field(default_factory=list)
+    _begun: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def start(self, file: Path, seconds: float) -> None:
         """Begin the call, and wait until its port answers.
@@ -84,17 +90,35 @@ class Runner:
             await self._reach()
 
     async def _reach(self) -> None:
-        """Wait for the worker, and for its port."""
+        """Wait for the worker, and for its port; the end of the call is seen at once, whatever its worker does then."""
+        tasks = [asyncio.ensure_future(work) for work in (self._try_port(), self._wait_end())]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        for task in done:
+            task.result()
+
+    async def _wait_end(self) -> None:
+        """Wait for the end of the call.
+
+        Raises:
+            HostUnreachable: it has come.
+        """
         revision = -1
         while True:
-            answer = await self.state.asks.ask(
-                self.owner, "detached.wait", {"call": self.call, "revision": revision, "seconds": 30.0}
-            )
-            row = answer["call"]
+            asked = {"call": self.call, "revision": revision, "seconds": 30.0}
+            row = (await self.state.asks.ask(self.owner, "detached.wait", asked))["call"]
             revision = row["revision"]
             self._check(row)
             if row["state"] == "running":
-                break
+                self._begun.set()
+
+    async def _try_port(self) -> None:
+        """Try the port until it answers."""
+        await self._begun.wait()
         while True:
             if not self.worker:
                 self.worker = await self._worker()
@@ -109,7 +133,6 @@ class Runner:
                     pass
                 except errors.WorkerDied:
                     self.worker = ""
-                    self._check((await self.state.asks.ask(self.owner, "detached.show", {"call": self.call}))["call"])
             await asyncio.sleep(POLL_SECONDS)
 
     async def _is_healthy(self, exchange: Exchange) -> bool:
@@ -133,8 +156,8 @@ class Runner:
         if row["state"] == "finished":
             self.over = True
             raise errors.HostUnreachable(
-                f"the function ended before its server listened: {row.get('error') or row.get('outcome')}",
-                hint=f"see its output with `atoll logs {self.call}`",
+                f"the function ended before its server listened: {failure_of(row) or row['outcome']}",
+                hint=f"see its output with `atoll function logs {self.name or self.revision}`",
             )
 
     async def _worker(self) -> str:

@@ -3,7 +3,9 @@
 Theory of operation. A request takes a place at the runner with the fewest; where none has a place it waits, and another
 runner starts if the revision may have one more. A place that becomes free goes to the request that has waited longest.
 Runners without requests end after `keep_alive`. A revision that no alias points to any more has its runners end when they
-are idle: requests that have begun go on.
+are idle: requests that have begun go on. One that an alias points to has as many runners as it is to keep; where these fail,
+the next one is started after a rest (`failing`), and by a request at once. Each few seconds the nodes are asked which runners
+are still there.
 """
 
 from __future__ import annotations
@@ -12,15 +14,17 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Coroutine
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 from atoll import errors
+from atoll.server.call_ends import failure_of
 from atoll.server.database.database import Database
-from atoll.server.endpoints import rows
+from atoll.server.endpoints import bodies, rows
+from atoll.server.endpoints.failing import STABLE_SECONDS, Failing
 from atoll.server.endpoints.figures import Series
 from atoll.server.endpoints.rows import Revision
 from atoll.server.endpoints.runner import Runner
@@ -31,6 +35,8 @@ from atoll.server.state import ServerState
 MOST_WAITING = 1000
 """Requests that wait for runners of one revision."""
 LOOK_SECONDS = 0.5
+ALIVE_SECONDS = 5.0
+"""Between two questions to the nodes whether runners have ended."""
 log = logging.getLogger("atoll.endpoints")
 
 
@@ -49,6 +55,7 @@ class Pool:
         self._starting: set[asyncio.Task[None]] = set()
         self._waiting: deque[asyncio.Future[Runner]] = deque()
         self.retired = False
+        self.failing = Failing()
         self.figures = Series()
 
     @property
@@ -102,14 +109,20 @@ class Pool:
         runner.since = time.monotonic()
         self._serve()
 
-    def lost(self, runner: Runner) -> None:
-        """Note that a runner is gone."""
+    def lost(self, runner: Runner, reason: str = "the function ended") -> None:
+        """Note that a runner is gone, not by our will."""
+        now = time.monotonic()
+        if runner in self.runners and now - runner.born < STABLE_SECONDS:
+            self.failing.failed(f"{reason}, {now - runner.born:.0f} s after its start", now)
+        self._end(runner)
+        if self._waiting:
+            self.grow()
+
+    def _end(self, runner: Runner) -> None:
         runner.over = True
         if runner in self.runners:
             self.runners.remove(runner)
             asyncio.ensure_future(runner.stop())  # noqa: RUF006 - it ends by itself
-        if self._waiting:
-            self.grow()
 
     def grow(self) -> None:
         """Start runners for those that wait, as many as may be."""
@@ -126,7 +139,7 @@ class Pool:
 
     def _runner(self, call: str) -> Runner:
         mine = self.revision
-        return Runner(self._state, self._owner, call, mine.id, mine.port, mine.options.health_path)
+        return Runner(self._state, self._owner, call, mine.id, mine.port, mine.options.health_path, mine.alias)
 
     async def _start(self) -> None:
         call = str(uuid4())
@@ -135,17 +148,19 @@ class Pool:
             await runner.start(self._file, self.revision.options.startup_timeout)
         except (errors.AtollError, TimeoutError) as error:
             await runner.stop()
-            failure = (
-                errors.HostUnreachable("the function's server did not listen in time", hint="see its logs", status=504)
-                if isinstance(error, TimeoutError)
-                else error
-            )
+            failure = self._late() if isinstance(error, TimeoutError) else error
             log.warning("runner_failed", extra={"fields": {"revision": self.revision.id, "error": str(failure)[:300]}})
+            self.failing.failed(failure.message, time.monotonic())
             if not self.runners:
                 self._fail(failure)
             return
+        self.failing.started()
         self.runners.append(runner)
         self._serve()
+
+    def _late(self) -> errors.AtollError:
+        hint = f"see its output with `atoll function logs {self.revision.alias or self.revision.id}`"
+        return errors.HostUnreachable("the function's server did not listen in time", hint=hint, status=504)
 
     def _fail(self, error: errors.AtollError) -> None:
         while self._waiting:
@@ -163,18 +178,32 @@ class Pool:
                     future.set_result(runner)
 
     def look(self, now: float) -> None:
-        """End runners that are idle for long, and note how many requests wait."""
+        """End runners that are idle for long, start those that are to be kept, and note how many requests wait."""
         if self._waiting:
             self.figures.wait(len(self._waiting), now)
         options = self.revision.options
+        least = options.min_concurrency if self.revision.alias and not self.retired else 0
         for runner in tuple(self.runners):
-            kept = not self.retired and len(self.runners) <= options.min_concurrency
+            kept = len(self.runners) <= least
             idle = not runner.busy and now - runner.since >= (0 if self.retired else options.keep_alive)
             if idle and not kept:
-                self.lost(runner)
-        missing = 0 if self.retired else options.min_concurrency - len(self.runners) - len(self._starting)
-        for _ in range(missing):
+                self._end(runner)
+        if self.failing.failures and any(now - one.born >= STABLE_SECONDS for one in self.runners):
+            self.failing.over()
+        missing = least - len(self.runners) - len(self._starting)
+        if missing <= 0 or self.failing.rest_seconds(now):
+            return
+        for _ in range(1 if self.failing.failures else missing):
             self._begin(self._start())
+
+    def state(self, now: float) -> tuple[int, bodies.Failing | None]:
+        """Return the number of runners, and the failure where there are none."""
+        if self.runners or not self.failing.error:
+            return len(self.runners), None
+        next_try = 0.0
+        if self.revision.options.min_concurrency and self.revision.alias and not self.retired:
+            next_try = time.time() + self.failing.rest_seconds(now)
+        return 0, bodies.Failing(self.failing.error, self.failing.failures, next_try)
 
     def adopt(self, call: str) -> None:
         """Use a runner that an earlier process of this server has begun."""
@@ -215,6 +244,11 @@ class Runners:
         """Return the path of a revision's spool."""
         return self.directory / revision
 
+    def state(self, revision: str) -> tuple[int, bodies.Failing | None]:
+        """Return the number of a revision's runners, and the failure where they do not start."""
+        pool = self.pools.get(revision)
+        return pool.state(time.monotonic()) if pool is not None else (0, None)
+
     def pool(self, revision: Revision) -> Pool:
         """Return the pool of a revision."""
         found = self.pools.get(revision.id)
@@ -226,6 +260,9 @@ class Runners:
         """Serve a revision that an alias points to now, with its present options."""
         if (pool := self.pools.get(revision.id)) is not None:
             pool.revision, pool.retired = revision, False
+            pool.failing.over()
+        elif revision.options.min_concurrency and revision.port:
+            self.pool(revision)
 
     def retire(self, revision: str) -> None:
         """Let the runners of a revision end that no alias points to any more."""
@@ -245,6 +282,9 @@ class Runners:
             for row in answer["calls"]:
                 if (its := known.get(row.get("batch", ""))) is not None:
                     self.pool(its).adopt(row["call"])
+        for revision in found:
+            if revision.alias and revision.options.min_concurrency and revision.port:
+                self.pool(revision)
 
     async def _look(self) -> None:
         await self._adopt()
@@ -253,11 +293,50 @@ class Runners:
             for pool in tuple(self.pools.values()):
                 pool.look(time.monotonic())
 
+    async def _look_alive(self) -> None:
+        while True:
+            await asyncio.sleep(ALIVE_SECONDS)
+            by_user: dict[Principal, list[tuple[Pool, Runner]]] = defaultdict(list)
+            for pool in self.pools.values():
+                by_user[Principal(pool.revision.user, pool.revision.owner)] += [(pool, one) for one in pool.runners]
+            for owner, mine in by_user.items():
+                if mine:
+                    with contextlib.suppress(errors.AtollError):  # the node is just away
+                        await self._drop_ended(owner, mine)
+
+    async def _drop_ended(self, owner: Principal, mine: list[tuple[Pool, Runner]]) -> None:
+        """Drop runners whose calls have ended."""
+        answer = await self._state.asks.ask_counted(owner, "detached.list", {"states": ["waiting", "running"]})
+        live = {row["call"] for row in answer["calls"]}
+        if answer.get("away"):  # a machine that may have them
+            return
+        for pool, runner in mine:
+            if runner.call not in live and not runner.over:
+                asked = {"call": runner.call}
+                row = (await self._state.asks.ask_counted(owner, "detached.show", asked))["call"]
+                if row["state"] == "finished":
+                    pool.lost(runner, failure_of(row) or f"the function ended ({row['outcome']})")
+
+    # --- ends of users ------------------------------------------------------------------------------------------------
+
+    def held(self) -> set[tuple[str, str]]:
+        """Return those for whom functions are served; see `accounts.Holder`."""
+        return {(pool.revision.user, "") for pool in self.pools.values()}
+
+    def end_of(self, user: str, key: str) -> None:
+        """Serve a user no more who has been removed; the node ends the runners. A key that ends changes nothing."""
+        if key:
+            return
+        for name, pool in tuple(self.pools.items()):
+            if pool.revision.user == user:
+                pool.leave()
+                del self.pools[name]
+
     @contextlib.asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
         """Look after the runners while the context is open; they outlive it."""
         try:
-            async with in_background(self._look):
+            async with in_background(self._look), in_background(self._look_alive):
                 yield
         finally:
             for pool in self.pools.values():

@@ -70,9 +70,8 @@ async def change_options(request: Request, body: Changed) -> Alias:
     found = await parts["accounts"].database.run(change)
     parts["gateway"].forget()
     parts["runners"].renew(found)
-    pool = parts["runners"].pools.get(found.id)
-    count = len(pool.runners) if pool is not None else 0
-    return Alias(alias, found.id, found.function, found.auth, found.created, count, found.options)
+    count, failing = parts["runners"].state(found.id)
+    return Alias(alias, found.id, found.function, found.auth, found.created, count, found.options, failing)
 
 
 async def schedule(request: Request, rule: schedule_bodies.Rule) -> schedule_bodies.Schedule:

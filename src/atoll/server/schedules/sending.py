@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll import errors
+from atoll.server.call_ends import failure_of
 from atoll.server.endpoints.spools import keep, sealed
 from atoll.server.principal import Principal
 from atoll.server.schedules.rows import Ended, Sent
@@ -61,9 +62,5 @@ async def outcome_of(state: ServerState, one: Sent, revision: int) -> tuple[int,
     row: dict[str, Any] = answer["call"]
     if row["state"] != "finished":
         return int(row["revision"]), None
-    error = row.get("error") or {}
-    reason = str(error.get("text") or error.get("message") or "") if row["outcome"] != "ok" else ""
-    kind = str(error.get("type") or error.get("code") or "")
-    words = f"{kind}: {reason}" if kind and reason else kind or reason
-    ended = Ended(one.id, row["started_at"], row["ended_at"], str(row["outcome"]), words[:400])
+    ended = Ended(one.id, row["started_at"], row["ended_at"], str(row["outcome"]), failure_of(row))
     return int(row["revision"]), ended

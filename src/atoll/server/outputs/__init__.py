@@ -1,0 +1,1 @@
+"""Outputs of an endpoint's runners, for their owner."""
