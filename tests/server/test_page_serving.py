@@ -56,7 +56,8 @@ def test_endpoints_are_the_users_own(server: Served, ada: Visitor, bob: Visitor)
     """A user sees the own endpoints with their addresses; for others they do not exist, on no page and for no form."""
     text = visible(ada.get("/endpoints").text)
     assert f"{server.page.url}/ada/hello" in text
-    assert "You have no endpoints" in bob.get("/endpoints").text
+    assert "You have no endpoints" in Visitor(server.page).log_in("dan").get("/endpoints").text
+    assert "ada/hello" not in bob.get("/endpoints").text
     token = bob.token("/")
     for name in ("hello", server.first, "none", "%00", "<b>"):
         assert bob.get(f"/endpoints/{name}").status == 404, name
@@ -211,12 +212,44 @@ def test_aliases_are_pointed_and_deleted(server: Served, ada: Visitor) -> None:
     assert dan.post("/endpoints/hello/delete", {"token": dan.token("/")}).status == 403
 
 
+def test_operators_see_and_change_nothing_of_others(server: Served, ada: Visitor, bob: Visitor) -> None:
+    """Those who run the server see endpoints, requests and schedules of a user, without forms; other users ask in vain."""
+    server.serve("bobs", user="bob", auth="shared")
+    name = schedule(server, "bobs_report", "0 0 1 1 *", "bob")
+    request = submit(server, "bobs", "/page", "bob", owner="bob")
+    until(lambda: state_of(bob, request) == "ok")
+    pages = ("/endpoints", "/endpoints/bobs", "/requests", f"/requests/{request}", "/schedules", f"/schedules/{name}")
+    for path in pages:
+        text = ada.get(f"{path}?user=u-bob").text
+        assert "bob" in visible(text).replace("bob Log out", ""), path
+        assert not re.search(r'<form method="post" action="/(?!logout)', text), path
+        assert "<h1>mine" not in visible(text)
+        assert "user=u-bob" in text
+        assert bob.get(path).status == 200
+        assert bob.get(f"{path}?user=u-ada").text.count('name="user"') == 0
+    lines = Lines(ada, "/live/endpoints/bobs?user=u-bob")
+    assert "requests a second" in lines.until("data: ")
+    lines.close()
+    for path in pages[1::2]:
+        assert ada.get(path).status == 404
+    assert ada.get("/endpoints?user=nobody").status == 404
+    token = ada.token("/endpoints")
+    for path in (
+        "/endpoints/bobs/call",
+        "/endpoints/bobs/delete",
+        f"/requests/{request}/cancel",
+        f"/schedules/{name}/pause",
+    ):
+        assert ada.post(f"{path}?user=u-bob", {"token": token}).status in {400, 404}, path
+    assert "bobs" in visible(bob.get("/endpoints").text)
+
+
 # --- queued requests --------------------------------------------------------------------------------------------------
 
 
-def submit(server: Served, alias: str, path: str = "/", user: str = "ada") -> str:
+def submit(server: Served, alias: str, path: str = "/", user: str = "ada", owner: str = "ada") -> str:
     """Queue a request; return its id."""
-    status, data = server.ask("POST", f"/queue/ada/{alias}{path}", b'{"x": 1}', user)
+    status, data = server.ask("POST", f"/queue/{owner}/{alias}{path}", b'{"x": 1}', user)
     assert status == 200, data
     return str(data["request_id"])
 
@@ -296,7 +329,8 @@ def schedule(server: Served, function: str, cron: str, user: str = "ada", **rule
 
 def test_schedules_have_a_calendar(server: Served, ada: Visitor, bob: Visitor) -> None:
     """A month of runs to come in a zone, the next ones, and buttons that pause, resume and cancel; for their owner alone."""
-    assert "You have no schedules" in ada.get("/schedules").text
+    dan = Visitor(server.page).log_in("dan")
+    assert "You have no schedules" in dan.get("/schedules").text
     name = schedule(server, "report", "30 7 * * *", timezone="Europe/Berlin")
     often = schedule(server, "often", "0 * * * * *")
     text = ada.get("/schedules?month=2030-02&zone=Europe/Berlin").text
@@ -306,7 +340,7 @@ def test_schedules_have_a_calendar(server: Served, ada: Visitor, bob: Visitor) -
     for query in ("month=x", "month=9999-99", "zone=Mars/Olympus", "month=0001-01", "month=2200-12"):
         assert ada.get(f"/schedules?{query}").status == 200, query
     token = ada.token("/schedules")
-    assert "You have no schedules" in bob.get("/schedules").text
+    assert name not in bob.get("/schedules").text
     assert bob.get(f"/schedules/{name}").status == 404
     assert bob.post(f"/schedules/{name}/pause", {"token": bob.token("/")}).status == 404
     for act, state in (("pause", "paused"), ("resume", "active"), ("cancel", "cancelled")):
@@ -318,7 +352,6 @@ def test_schedules_have_a_calendar(server: Served, ada: Visitor, bob: Visitor) -
     assert ada.post(f"/schedules/{often}/burn", {"token": token}).status == 404
     assert ada.post(f"/schedules/{often}/resume", {"token": token}).status == 400
     assert ada.post(f"/schedules/{name}/pause", {}).status == 403
-    dan = Visitor(server.page).log_in("dan")
     assert dan.post(f"/schedules/{name}/pause", {"token": dan.token("/")}).status == 403
     assert "often" not in visible(ada.get("/schedules?month=2030-02").text).partition("Cancelled")[0]
 

@@ -24,8 +24,9 @@ from atoll.server.pages import live
 from atoll.server.pages.keys import accounts_of
 from atoll.server.pages.rendering import address, render
 from atoll.server.pages.serving import calling, drawings, forms
+from atoll.server.pages.serving.whose import whose_of
 from atoll.server.pages.visit import Visit, not_found, route
-from atoll.server.principal import ADMIN
+from atoll.server.principal import ADMIN, Principal
 from atoll.server.requests import while_connected
 
 MOST_DOCUMENT, MOST_DOCUMENTS = 1 << 20, 64
@@ -84,7 +85,8 @@ def _parts(visit: Visit) -> tuple[Gateway, Runners, Depths]:
 
 async def listed(visit: Visit) -> Response:
     """Show the user's endpoints."""
-    found = await accounts_of(visit).database.run(partial(rows.all_of, user=visit.user.user), writes=False)
+    whose = await whose_of(visit)
+    found = await accounts_of(visit).database.run(partial(rows.all_of, user=whose.user), writes=False)
     served = [one for one in found if one.port]
     shown_rows = sorted((_row(visit, one) for one in served if one.alias), key=lambda one: one.revision.alias)
     return visit.page(
@@ -93,6 +95,7 @@ async def listed(visit: Visit) -> Response:
         others=[one for one in served if not one.alias][:MOST_REVISIONS],
         count=sum(not one.alias for one in served),
         base=str(visit.request.base_url).rstrip("/"),
+        whose=whose,
         rate=drawings.rate_text,
         seconds=drawings.seconds_text,
     )
@@ -109,16 +112,19 @@ def _row(visit: Visit, revision: Revision) -> Row:
     return Row(revision, path, len(pool.runners), waiting + pool.waiting, pool.figures.recent(RECENT_SLOTS))
 
 
-async def found_of(visit: Visit) -> Revision:
+async def found_of(visit: Visit, user: str = "") -> Revision:
     """Return the endpoint that an address of the page names.
+
+    Args:
+        user: its owner's id; empty for the visitor.
 
     Raises:
         CallerError: the user has none of this name.
     """
-    name = visit.request.path_params["name"][:200]
+    name, user = visit.request.path_params["name"][:200], user or visit.user.user
     with contextlib.suppress(errors.CallerError):
-        found = await _parts(visit)[0].find(visit.user.user, name)
-        if found.user == visit.user.user and found.port:
+        found = await _parts(visit)[0].find(user, name)
+        if found.user == user and found.port:
             return found
     raise not_found("you have no such endpoint", "see the list of endpoints")
 
@@ -133,16 +139,17 @@ async def shown(
         given: the form's fields as they were sent.
         wrong: a reason for which nothing was sent.
     """
-    revision = await found_of(visit)
+    whose = await whose_of(visit)
+    revision = await found_of(visit, whose.user)
     name = revision.alias or revision.id
-    operations = await _operations(visit, revision, starts=False)
+    operations = await _operations(visit, revision, starts=False) if whose.own else None
     plain = not operations or visit.query("form") == "json" or (given or {}).get("operation") == "json"
     wanted = (given or {}).get("operation", "") or visit.query("operation")
     operation = forms.PLAIN
     if operations and not plain:
         operation = next((one for one in operations if one.key == wanted), operations[0])
-    found = await accounts_of(visit).database.run(partial(rows.all_of, user=visit.user.user), writes=False)
-    aliases = await accounts_of(visit).database.run(partial(rows.aliases_of, user=visit.user.user), writes=False)
+    found = await accounts_of(visit).database.run(partial(rows.all_of, user=whose.user), writes=False)
+    aliases = await accounts_of(visit).database.run(partial(rows.aliases_of, user=whose.user), writes=False)
     revisions = [one for one in found if one.function == revision.function and one.port]
     return visit.page(
         "serving/endpoint.html",
@@ -162,7 +169,8 @@ async def shown(
         revisions=list({one.id: one for one in revisions}.values())[:MOST_REVISIONS],
         aliases=[alias for alias, _, _ in aliases],
         previous=next((before for alias, before, _ in aliases if alias == revision.alias), ""),
-        may=visit.user.scope == ADMIN,
+        may=whose.own and visit.user.scope == ADMIN,
+        whose=whose,
         text=drawings.seconds_text,
         **await _state(visit, revision),
     )
@@ -196,7 +204,8 @@ async def _workers(visit: Visit, revision: Revision) -> list[dict[str, Any]]:
     """Return the newest calls that have been workers of a revision."""
     asked = {"batch": revision.id, "kind": "all", "after": -1}
     try:
-        calls: list[dict[str, Any]] = (await visit.ask("detached.items", asked)).get("calls", [])
+        owner = Principal(revision.user, revision.owner)
+        calls: list[dict[str, Any]] = (await visit.state.asks.ask(owner, "detached.items", asked)).get("calls", [])
     except errors.CallUnknown:  # nobody has asked it anything yet
         return []
     return sorted(calls, key=lambda row: -float(row["queued_at"]))[:MOST_WORKERS]
@@ -204,7 +213,7 @@ async def _workers(visit: Visit, revision: Revision) -> list[dict[str, Any]]:
 
 async def changes(visit: Visit) -> Response:
     """Stream the charts and workers of an endpoint, whenever they change."""
-    revision = await found_of(visit)
+    revision = await found_of(visit, (await whose_of(visit)).user)
     return live.stream(visit, live.rendered(partial(_rendered, visit, revision), LOOK_SECONDS))
 
 

@@ -19,6 +19,7 @@ from atoll.server.pages.calls import MOST_OFFSET, ROWS
 from atoll.server.pages.keys import accounts_of
 from atoll.server.pages.rendering import address, render
 from atoll.server.pages.serving import calling, drawings
+from atoll.server.pages.serving.whose import Whose, whose_of
 from atoll.server.pages.visit import Visit, not_found, route
 from atoll.server.principal import ADMIN
 from atoll.server.queue import cancelling, rows
@@ -51,8 +52,9 @@ async def listed(visit: Visit) -> Response:
     """Show how many requests wait, and the newest ones."""
     offset = visit.number("offset", MOST_OFFSET)
     filters = {name: visit.query(name).replace("\0", "") for name in ("alias", "state")}
-    values = await _state(visit, filters, offset)
-    kept = {name: value for name, value in filters.items() if value}
+    whose = await whose_of(visit)
+    values = await _state(visit, whose, filters, offset)
+    kept = whose.query | {name: value for name, value in filters.items() if value}
     found = values["requests"]
     return visit.page(
         "serving/requests.html",
@@ -71,9 +73,9 @@ def _address(filters: dict[str, str], offset: int) -> str:
     return f"/requests?{query}" if query else "/requests"
 
 
-async def _state(visit: Visit, filters: dict[str, str], offset: int) -> dict[str, Any]:
+async def _state(visit: Visit, whose: Whose, filters: dict[str, str], offset: int) -> dict[str, Any]:
     """Return the values of `_requests.html`: what changes by itself."""
-    queue, user = _queue(visit), visit.user.user
+    queue, user = _queue(visit), whose.user
     state = filters["state"] if filters["state"] in STATES else ""
     wanted = partial(rows.newest, owner=user, limit=ROWS, offset=offset, alias=filters["alias"], state=state)
     found = await accounts_of(visit).database.run(wanted, writes=False)
@@ -87,8 +89,9 @@ async def _state(visit: Visit, filters: dict[str, str], offset: int) -> dict[str
         "queues": sorted(sizes.items()),
         "charts": [drawings.of_waiting(alias, series) for alias, series in known[:MOST_CHARTS]],
         "more_charts": max(len(known) - MOST_CHARTS, 0),
-        "user": user,
-        "may": visit.user.scope == ADMIN,
+        "user": visit.user.user,
+        "whose": whose,
+        "may": whose.own and visit.user.scope == ADMIN,
         "seconds": drawings.seconds_text,
     }
 
@@ -105,15 +108,18 @@ async def changes(visit: Visit) -> Response:
     """Stream the charts and the newest requests, whenever they change."""
     filters = {name: visit.query(name).replace("\0", "") for name in ("alias", "state")}
 
+    whose = await whose_of(visit)
+
     async def make() -> str:
-        return render("serving/_requests.html", token=visit.token, **await _state(visit, filters, 0))
+        return render("serving/_requests.html", token=visit.token, **await _state(visit, whose, filters, 0))
 
     return live.stream(visit, live.rendered(make, LOOK_SECONDS))
 
 
-async def _found(visit: Visit) -> rows.Listed:
+async def _found(visit: Visit, user: str = "") -> rows.Listed:
+    """Return the request that an address names, to an endpoint of a user or else of the visitor."""
     name = visit.request.path_params["request"].replace("\0", "")[:64]
-    wanted = partial(rows.of_owner, owner=visit.user.user, request=name)
+    wanted = partial(rows.of_owner, owner=user or visit.user.user, request=name)
     found = await accounts_of(visit).database.run(wanted, writes=False)
     if found is None:
         raise not_found("there is no such request to an endpoint of yours", "answers are kept for some days")
@@ -122,7 +128,8 @@ async def _found(visit: Visit) -> rows.Listed:
 
 async def shown(visit: Visit) -> Response:
     """Show one request; its answer to who has asked for it."""
-    one, queue = await _found(visit), _queue(visit)
+    whose = await whose_of(visit)
+    one, queue = await _found(visit, whose.user), _queue(visit)
     found = await queue.find(one.id)
     entries: list[dict[str, str]] = []
     answer, kind = "", ""
@@ -144,6 +151,7 @@ async def shown(visit: Visit) -> Response:
         kind=kind,
         size=found.answer_bytes if isinstance(found, rows.Known) else 0,
         own=one.caller == visit.user.user,
+        whose=whose,
         seconds=drawings.seconds_text,
         now=time.time(),
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -18,6 +18,7 @@ from atoll.server.database.database import Database
 from atoll.server.pages.keys import accounts_of
 from atoll.server.pages.rendering import address
 from atoll.server.pages.serving import months
+from atoll.server.pages.serving.whose import whose_of
 from atoll.server.pages.visit import Visit, route
 from atoll.server.principal import ADMIN
 from atoll.server.schedules import bodies, crons, rows
@@ -51,7 +52,8 @@ def _database(visit: Visit) -> Database:
 
 async def listed(visit: Visit) -> Response:
     """Show the user's schedules, and some weeks or a month of their runs."""
-    found = await _database(visit).run(partial(rows.all_of, user=visit.user.user), writes=False)
+    whose = await whose_of(visit)
+    found = await _database(visit).run(partial(rows.all_of, user=whose.user), writes=False)
     known = [one for one in found if one.state != rows.CANCELLED]
     zones = sorted({one.rule.timezone for one in known} | {UTC})
     zone = visit.query("zone")
@@ -62,8 +64,8 @@ async def listed(visit: Visit) -> Response:
     today = dt.datetime.fromtimestamp(now, place).date()
     month = months.month_of(visit.query("month"))
     days = months.days_around(today) if month is None else months.days_of(month, today)
-    complete, coming = await _fill(visit, known[:MOST_SCHEDULES], days, zone, now)
-    kept = f"zone={quote(zone, safe='')}" if len(zones) > 1 else ""
+    complete, coming = await _fill(visit, whose.user, known[:MOST_SCHEDULES], days, zone, now)
+    kept = urlencode({**whose.query, **({"zone": zone} if len(zones) > 1 else {})})
     around = month or today.replace(day=1)
     return visit.page(
         "serving/schedules.html",
@@ -81,7 +83,8 @@ async def listed(visit: Visit) -> Response:
         coming=coming,
         complete=complete and len(known) <= MOST_SCHEDULES,
         now=now,
-        may=visit.user.scope == ADMIN,
+        whose=whose,
+        may=whose.own and visit.user.scope == ADMIN,
     )
 
 
@@ -90,13 +93,13 @@ def _day(date: dt.date) -> str:
 
 
 async def _fill(
-    visit: Visit, known: Sequence[bodies.Schedule], days: Sequence[months.Day], zone: str, now: float
+    visit: Visit, user: str, known: Sequence[bodies.Schedule], days: Sequence[months.Day], zone: str, now: float
 ) -> tuple[bool, list[tuple[float, bodies.Schedule]]]:
     """Fill days with their runs; return whether all to come are among them, and the next ones."""
     place = crons.zone_of(zone)
     start, end = months.begin_of(days[0].date, place), months.begin_of(days[-1].date + dt.timedelta(1), place)
     past = await _database(visit).run(
-        lambda connection: rows.between(connection, visit.user.user, start, end, MOST_RUNS), writes=False
+        lambda connection: rows.between(connection, user, start, end, MOST_RUNS), writes=False
     )
     active = [one for one in known if one.state == rows.ACTIVE]
 
@@ -116,7 +119,8 @@ def _after(one: bodies.Schedule) -> months.After:
 
 async def shown(visit: Visit) -> Response:
     """Show one schedule with its runs."""
-    name, user = visit.request.path_params["schedule"].replace("\0", "")[:64], visit.user.user
+    whose = await whose_of(visit)
+    name, user = visit.request.path_params["schedule"].replace("\0", "")[:64], whose.user
     offset = visit.number("offset", rows.MOST_KEPT)
     database = _database(visit)
     one = await database.run(partial(rows.find, user=user, name=name), writes=False)
@@ -126,15 +130,17 @@ async def shown(visit: Visit) -> Response:
         moments = months.moments(_after(one), time.time())
         following = await _threads.run(user, lambda: list(islice(moments, NEXT)))
     base = address("schedules", one.id)
+    newer = f"{base}?{urlencode({**whose.query, 'offset': offset - ROWS})}" if offset > ROWS else f"{base}{whose.more}"
     return visit.page(
         "serving/schedule.html",
         one=one,
         runs=runs[:ROWS],
         coming=following,
         first=offset + 1,
-        newer=(f"{base}?offset={offset - ROWS}" if offset > ROWS else base) if offset else "",
-        older=f"{base}?offset={offset + ROWS}" if len(runs) > ROWS else "",
-        may=visit.user.scope == ADMIN,
+        newer=newer if offset else "",
+        older=f"{base}?{urlencode({**whose.query, 'offset': offset + ROWS})}" if len(runs) > ROWS else "",
+        whose=whose,
+        may=whose.own and visit.user.scope == ADMIN,
         now=time.time(),
     )
 
