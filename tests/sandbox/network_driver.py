@@ -114,7 +114,8 @@ async def main(order: dict[str, Any]) -> dict[str, Any]:
     machine = Machine(order)
     notices: list[str] = []
     try:
-        policy = await machine.networks.policy(order.get("network", "outbound"), notices.append)
+        asked, own = order.get("network", "outbound"), order.get("own", False)
+        policy = await machine.networks.policy(asked, notices.append, own=own)
     except AtollError as error:
         return {"raised": error.to_data()}
     if policy != "outbound":

@@ -165,3 +165,11 @@ def test_without_a_program_outbound_is_refused_and_unset_is_told(
         assert found["policy"] == "host"
         (notice,) = found["notices"]
         assert notice.startswith("functions share this machine's network: ")
+
+
+def test_a_function_with_ports_never_shares_the_machines_network(someone: Someone, tmp_path: Path) -> None:
+    """Where no network can be made it has none, and says so: it would listen at the machine's ports, beside others."""
+    found = run(someone, programs={"pasta": "/bin/false"}, network="", own=True)
+    assert found["policy"] == "none"
+    (notice,) = found["notices"]
+    assert notice.startswith("this function has no network: ")

@@ -54,6 +54,8 @@ _COMMANDS = (
 
 _OLDER = {"fn": "function", "cron": "crons", "aliases": "alias", "keys": "key", "secret": "secrets"}
 """Further names of commands, which the program of 2023 had."""
+_OF_SCHEDULES = ("list", "cancel", "activations", "logs")
+"""Commands of `crons` that it had below `function schedule` for some days."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -102,7 +104,10 @@ def _displayed(arguments: list[str]) -> list[str]:
 
 def _named(arguments: list[str]) -> list[str]:
     """Return the arguments with today's name of the command."""
-    return [*(_OLDER.get(name, name) for name in arguments[:1]), *arguments[1:]]
+    named = [*(_OLDER.get(name, name) for name in arguments[:1]), *arguments[1:]]
+    if named[:2] == ["function", "schedule"] and named[2:3] and named[2] in _OF_SCHEDULES:
+        return ["crons", *named[2:]]
+    return named
 
 
 def _arranged(arguments: list[str]) -> list[str]:

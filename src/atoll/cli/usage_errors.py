@@ -74,7 +74,7 @@ def text_of(error: cyclopts.CycloptsError, commands: Iterable[str]) -> str:
         near = nearest(asked.lstrip("-"), [name.lstrip("-") for name in names]) if asked.startswith("--") else ""
         return f"unknown option `{asked}`\nhint: " + (f"did you mean `--{near}`?" if near else f"see {helpful}")
     if chain == "secrets set" and isinstance(error, cyclopts.UnusedCliTokensError):  # the token may be the value
-        return f"a value is not given on the command line, which others can read\nhint: see {helpful}"
+        return "a value is not given on the command line, which others can read\nhint: leave it out: it is asked for, or read from standard input"
     return f"{error}\nhint: see {helpful}"
 
 

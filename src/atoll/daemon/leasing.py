@@ -199,7 +199,7 @@ async def ask(services: Services, caller: Caller, spec: LeaseSpec, client: str, 
     services.node.machine.allot(spec.machine_type, spec.numbers, listener.notice)
     await services.node.tmp_disks.check(spec.numbers.disk_bytes)
     environment = await build(services, caller, spec.environment, listener.progress)
-    spec = replace(spec, network=await services.node.network(spec.network, listener.notice))
+    spec = replace(spec, network=await services.node.network(spec.network, listener.notice, own=spec.own))
     share = services.users.share(caller.user)
     return services.engine.ask(caller.user, spec, environment, caller.parent, client, caller.relayed, share)
 

@@ -194,16 +194,17 @@ class Node:
         """See `sandbox.network.Networks.expect`."""
         self._networks.expect(asked, group_of(user, trusted))
 
-    async def network(self, asked: str, notice: Callable[[str], None]) -> str:
+    async def network(self, asked: str, notice: Callable[[str], None], *, own: bool = False) -> str:
         """Return the network policy that a function gets which asks for this one, or for none.
 
         Args:
             notice: is told, once in this node's life, that a function which asks for none shares the machine's network.
+            own: as in `LeaseSpec`; such a function never shares that unasked.
 
         Raises:
             SandboxUnavailable: it asks for one that cannot be made here.
         """
-        return await self._networks.policy(asked, notice)
+        return await self._networks.policy(asked, notice, own=own)
 
     def _policy(
         self,

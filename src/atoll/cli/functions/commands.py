@@ -173,6 +173,8 @@ def logs(
         from atoll.sdk.apps import output  # as slow to import as the client
 
         found = output.lines(server_host(), url, 100 if lines is None else lines)
+        if not found:
+            echo("served functions have printed nothing that is kept", error=True)
         write_output("".join(f"{line}\n" for _, line in found), raw=raw)
         return 0
     from atoll.cli.functions.logs import logs as show

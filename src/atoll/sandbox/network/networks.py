@@ -97,11 +97,13 @@ class Networks:
         self._closed = False
         self._ending: set[asyncio.Task[None]] = set()
 
-    async def policy(self, asked: str, notice: Callable[[str], None]) -> str:
+    async def policy(self, asked: str, notice: Callable[[str], None], *, own: bool = False) -> str:
         """Return the policy of a function that asks for this one, or for none (empty).
 
         Args:
             notice: called once in this object's life, when a function shares the machine's network unasked.
+            own: as in `LeaseSpec`: the machine's network is nobody's own, so without another one the function has none,
+                and `notice` is called.
 
         Raises:
             SandboxUnavailable: it asks for `outbound`, which cannot be made here; with the fix.
@@ -117,6 +119,9 @@ class Networks:
         except AtollError as error:
             if asked:
                 raise
+            if own:
+                notice(f"this function has no network: {error.message}; {error.hint}")
+                return "none"
             if not self._noticed:
                 self._noticed = True
                 notice(f"functions share this machine's network: {error.message}; {error.hint}")
