@@ -1,19 +1,30 @@
-"""Bodies with functions: a line of JSON that says what they are, and their spools, written to files as they come."""
+"""Bodies with functions: a line of JSON that says what they are, and their spools, written to files as they come.
+
+A file is on the disk before the row that names it. One without a row, left by a crash or by a removal, is removed later:
+those of uploads under way are known, and an upload is noted before its file is made and until its row is there.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
+from io import RawIOBase
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self, TypeVar
+from typing import ClassVar, NamedTuple, Self, TypeVar
 
 import msgspec
 from starlette.requests import Request
 
 from atoll import errors
+from atoll.server.database.database import Database
+from atoll.server.database.disk import translated
+from atoll.server.endpoints import rows
 from atoll.terminal_text import cell
 
+WHAT = "the directory of the server's functions"
 MOST_LINE_BYTES = 1 << 20
 T = TypeVar("T")
 
@@ -36,21 +47,28 @@ class Receiver:
         directory: has the spools of revisions.
     """
 
+    under_way: ClassVar[set[Path]] = set()
+    """Files of uploads of this process whose rows are not there yet."""
+
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._files: list[Path] = []
+        self._kept = False
 
     def __enter__(self) -> Self:
-        self._directory.mkdir(mode=0o700, exist_ok=True)
+        with translated(WHAT):
+            self._directory.mkdir(mode=0o700, exist_ok=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files:
-            file.unlink(missing_ok=True)
+        for file in () if self._kept else self._files:
+            with contextlib.suppress(OSError):  # a disk that cannot be written: it is removed later
+                file.unlink(missing_ok=True)
+        self.under_way.difference_update(self._files)
 
     def keep(self) -> None:
         """Keep the files: rows name them."""
-        self._files.clear()
+        self._kept = True
 
     async def receive(
         self,
@@ -69,6 +87,7 @@ class Receiver:
 
         Raises:
             CallerError: the body is of another shape.
+            DiskFull, StateUnusable: it cannot be kept.
         """
         stream = request.stream()
         first = b""
@@ -102,11 +121,12 @@ class Receiver:
                         if not rest:
                             break
                     taken = rest if size is None else rest[: size - written]
-                    opened.write(taken)
+                    with translated(WHAT):
+                        _write(opened, taken)
                     written += len(taken)
                     rest = rest[len(taken) :]
-                opened.flush()
-                await asyncio.to_thread(os.fsync, opened.fileno())
+                with translated(WHAT):
+                    await asyncio.to_thread(os.fsync, opened.fileno())
             if written < (size or 1):
                 raise errors.CallerError("the body ends before its functions do", hint="try again")
             received.append(Received(file, written))
@@ -114,7 +134,39 @@ class Receiver:
             raise errors.CallerError("the body has more than its functions", hint="upgrade the client")
         return value, received
 
-    def _open(self, file: Path) -> BinaryIO:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    def _open(self, file: Path) -> RawIOBase:
         self._files.append(file)
-        return open(descriptor, "wb")
+        self.under_way.add(file)
+        with translated(WHAT):
+            return open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
+
+
+async def remove_strays(directory: Path, database: Database) -> int:
+    """Remove files of revisions that no row names; return their number.
+
+    Raises:
+        OSError, StateUnusable: the directory or the database cannot be read or written.
+    """
+    found = await asyncio.to_thread(_names, directory)
+    coming = {file.name for file in Receiver.under_way if file.parent == directory}  # noted before their files are made
+    known = await database.run(
+        partial(rows.known, names=found), writes=False
+    )  # those of them that were added meanwhile, too
+    strays = [directory / name for name in found if name not in coming | known]
+    for file in strays:
+        await asyncio.to_thread(file.unlink, missing_ok=True)
+    return len(strays)
+
+
+def _write(file: RawIOBase, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) or 0 :]
+
+
+def _names(directory: Path) -> list[str]:
+    try:
+        with os.scandir(directory) as entries:
+            return [entry.name for entry in entries if entry.is_file(follow_symlinks=False)]
+    except FileNotFoundError:
+        return []

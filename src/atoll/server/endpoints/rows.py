@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from atoll.server.endpoints.tables import aliases, revisions
 from atoll.terminal_text import cell
 
 _ALIAS = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_MOST_ASKED = 500  # values of one statement
 MOST_REVISIONS = 1000
 """Revisions of one user."""
 
@@ -105,6 +107,15 @@ def by_id(connection: Connection, name: str) -> Revision | None:
     """Return the revision of an id; None for none."""
     row = connection.execute(select(*_COLUMNS).select_from(_FROM).where(revisions.c.id == name).limit(1)).first()
     return None if row is None else _revision(row)
+
+
+def known(connection: Connection, names: Sequence[str]) -> set[str]:
+    """Return those of some ids that revisions have."""
+    found: set[str] = set()
+    for first in range(0, len(names), _MOST_ASKED):
+        part = names[first : first + _MOST_ASKED]
+        found |= set(connection.execute(select(revisions.c.id).where(revisions.c.id.in_(part))).scalars())
+    return found
 
 
 def everything(connection: Connection) -> list[Revision]:

@@ -26,6 +26,7 @@ from atoll.server.database.database import Database
 from atoll.server.endpoints import bodies, rows
 from atoll.server.endpoints.failing import STABLE_SECONDS, Failing
 from atoll.server.endpoints.figures import Series
+from atoll.server.endpoints.receiving import remove_strays
 from atoll.server.endpoints.rows import Revision
 from atoll.server.endpoints.runner import Runner
 from atoll.server.principal import Principal
@@ -35,6 +36,8 @@ from atoll.server.state import ServerState
 MOST_WAITING = 1000
 """Requests that wait for runners of one revision."""
 LOOK_SECONDS = 0.5
+TIDY_SECONDS = 3600.0
+"""Between two looks for files of revisions that are gone."""
 ALIVE_SECONDS = 5.0
 """Between two questions to the nodes whether runners have ended."""
 log = logging.getLogger("atoll.endpoints")
@@ -67,6 +70,11 @@ class Pool:
     def starting(self) -> int:
         """Runners that start."""
         return len(self._starting)
+
+    @property
+    def is_idle(self) -> bool:
+        """True where there are no runners, and no requests."""
+        return not (self.runners or self._starting or self._waiting)
 
     @property
     def has_place(self) -> bool:
@@ -317,6 +325,21 @@ class Runners:
                 if row["state"] == "finished":
                     pool.lost(runner, failure_of(row) or f"the function ended ({row['outcome']})")
 
+    async def _tidy(self) -> None:
+        """Remove files of revisions that are gone, and forget revisions that have no runners and no requests."""
+        while True:
+            try:
+                count = await remove_strays(self.directory, self._database)
+            except (OSError, errors.AtollError) as error:
+                log.warning("stray_files_stay", extra={"fields": {"error": str(error)[:200]}})
+            else:
+                if count:
+                    log.info("stray_files_removed", extra={"fields": {"files": count}})
+            for name, pool in tuple(self.pools.items()):
+                if pool.is_idle and pool.retired:
+                    del self.pools[name]
+            await asyncio.sleep(TIDY_SECONDS)
+
     # --- ends of users ------------------------------------------------------------------------------------------------
 
     def held(self) -> set[tuple[str, str]]:
@@ -336,7 +359,7 @@ class Runners:
     async def serving(self) -> AsyncIterator[None]:
         """Look after the runners while the context is open; they outlive it."""
         try:
-            async with in_background(self._look), in_background(self._look_alive):
+            async with in_background(self._look), in_background(self._look_alive), in_background(self._tidy):
                 yield
         finally:
             for pool in self.pools.values():

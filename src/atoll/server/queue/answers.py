@@ -71,6 +71,7 @@ async def answer(handle: Handler, scope: Scope, name: str = "") -> Response:
     except errors.AtollError as error:
         status = error.status if isinstance(error, errors.NotAuthorized) else status_of(error)
         kind = _KINDS.get(status, "bad_request" if status < 500 else "internal_error")
+        kind = "disk_full" if isinstance(error, errors.DiskFull) else kind
         found = failure(status, kind, error)
     found.headers.setdefault("x-fal-request-id", name or scope["atoll.request"])
     found.headers.setdefault("cache-control", "no-store")

@@ -76,6 +76,8 @@ async def attempted(
     except TimeoutError:
         text = "the function did not answer in time"
         return failed(504, "request_timeout", text, began=began, again=True)
+    except (errors.DiskFull, errors.StateUnusable) as error:  # of the answer, which is not kept: as if it were lost
+        return failed(507, "disk_full", error.message, began=began, again=True)
     except errors.HostUnreachable as error:
         return failed(503, "runner_connection_error", error.message, began=began, again=True)
     except errors.AtollError as error:

@@ -6,16 +6,17 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
-from atoll import errors
+from atoll.server.database.disk import translated
 
 T = TypeVar("T")
 
+WHAT = "the queue's directory"
 INLINE_BYTES = 32 << 10
 """The most of a body or an answer that a row has itself."""
 PIECE_BYTES = 256 << 10
@@ -49,9 +50,11 @@ class Files:
         try:
             yield written
         finally:
-            file.close()
+            with contextlib.suppress(OSError):  # of bytes that the disk has refused before
+                file.close()
             if not written.kept:
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # it is a stray from here on
+                    path.unlink(missing_ok=True)
 
     async def pieces(self, request: str, kind: str) -> AsyncIterator[bytes]:
         """Yield the bytes of a file.
@@ -101,27 +104,19 @@ class Written:
 
     async def write(self, data: bytes) -> None:
         """Add bytes."""
-        with _translated():
+        with translated(WHAT):
             await self._run(partial(self._file.write, data))
 
     async def keep(self) -> None:
         """Bring the file to the disk."""
-        with _translated():
+        with translated(WHAT):
             await self._run(partial(_keep, self._file, self._path))
         self.kept = True
 
 
 def _open(path: Path) -> BinaryIO:
-    with _translated():
+    with translated(WHAT):
         return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600), "wb")
-
-
-@contextlib.contextmanager
-def _translated() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise errors.DiskFull(f"the queue's directory cannot be written: {error}", hint="look at the disk") from error
 
 
 def _keep(file: BinaryIO, path: Path) -> None:

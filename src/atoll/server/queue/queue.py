@@ -269,7 +269,8 @@ class Queue:
         await asyncio.sleep(LATE_SECONDS)
         logs = await self._outputs.since(runner, before, moment, again=True)
         if len(logs) > count:
-            await self.writer.do(partial(rows.set_logs, request=entry.id, attempt=attempt, logs=logs))
+            with contextlib.suppress(errors.AtollError):  # a disk that takes nothing now
+                await self.writer.do(partial(rows.set_logs, request=entry.id, attempt=attempt, logs=logs))
             self._recent.pop(entry.id, None)
 
     async def settle(self, entry: Entry, made: Attempted) -> None:

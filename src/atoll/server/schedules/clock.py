@@ -151,6 +151,8 @@ class Clock:
             except errors.HostUnreachable:
                 again = True
                 await asyncio.sleep(PAUSE_SECONDS)
+            except (errors.DiskFull, errors.StateUnusable, errors.DetachedFull):  # it is kept here until there is room
+                await asyncio.sleep(PAUSE_SECONDS)
             except errors.AtollError as error:
                 return self._fail(one, error.message)
             except FileNotFoundError:
