@@ -48,8 +48,12 @@ class Head(Server):
     """The server, on a machine of its own."""
 
     machine: Machine
+    client: Machine
     shared: Path
     program: Program | None = None
+
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        return self.client.entered()
 
     @property
     def address(self) -> str:
@@ -333,7 +337,8 @@ def prepared(
         init = [sys.executable, "-c", COMMAND, "data", "filesystem", "init"]
         where.run(*init, environment=head.home.environment())
         head.client_variables = packages.variables
-        yield kind(head, switch, switch.machine("client"), shared, mark(where)), home
+        head.client = switch.machine("client")
+        yield kind(head, switch, head.client, shared, mark(where)), home
 
 
 def _index(packages: machine_packages.MachinePackages) -> str:

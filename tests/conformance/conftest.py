@@ -131,8 +131,13 @@ def place(request: pytest.FixtureRequest) -> Place:
 
 
 @pytest.fixture(autouse=True)
-def _packages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Take a server's packages from its own index, also where those of this machine are in directories."""
-    if "place" in request.fixturenames and not request.getfixturevalue("place").here:
-        for name, value in request.getfixturevalue("conformance_server").client_variables.items():
-            monkeypatch.setenv(name, value)
+def _packages(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take a server's packages from its own index, also where those of this machine are in directories; be in its network."""
+    if "place" not in request.fixturenames or request.getfixturevalue("place").here:
+        yield
+        return
+    server: Server = request.getfixturevalue("conformance_server")
+    for name, value in server.client_variables.items():
+        monkeypatch.setenv(name, value)
+    with server.entered():  # other clusters of this process have networks of their own, with the same addresses
+        yield

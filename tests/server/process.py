@@ -109,6 +109,10 @@ class Server:
     source: str = PROGRAM
     _key: tuple[str, str] | None = None
 
+    def entered(self) -> contextlib.AbstractContextManager[None]:
+        """Use the network of its clients in this thread."""
+        return contextlib.nullcontext()
+
     @property
     def address(self) -> str:
         """Where it listens."""

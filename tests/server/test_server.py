@@ -9,6 +9,7 @@ import signal
 import socket
 import ssl
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography import x509
@@ -86,9 +87,14 @@ def test_logs_are_json_without_secrets(server: Server) -> None:
     secret = server.key[1]
     assert server.ask("GET", "/healthz?token=query-secret")[0] == 200
     assert server.ask("POST", "/v1/requests/nothing?key=query-secret", b'{"a": "body-secret"}')[0] == 426
-    text = server.log.read_text()
-    events = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    request = next(one for one in reversed(events) if one["event"] == "request" and one["path"].endswith("/nothing"))
+
+    def found() -> list[dict[str, Any]]:
+        lines = server.log.read_text().splitlines()
+        events = [json.loads(line) for line in lines if line.startswith("{")]
+        return [one for one in events if one["event"] == "request" and one["path"].endswith("/nothing")]
+
+    until(found)  # lines of requests are written together, a moment later
+    text, request = server.log.read_text(), found()[-1]
     assert request["status"] == 426
     assert request["user"]
     assert request["request"]

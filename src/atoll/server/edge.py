@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import secrets
 import time
@@ -15,13 +14,12 @@ from starlette.exceptions import HTTPException
 from atoll import errors
 from atoll.server import versions
 from atoll.server.addresses import client_address, is_trusted
+from atoll.server.logs import RequestLines
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from atoll.server.state import ServerState
-
-access = logging.getLogger("atoll.access")
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9_.-]{1,64}")
 _HEADERS = (
@@ -42,19 +40,65 @@ class TooLarge(HTTPException):
         super().__init__(413, f"the body has more than {most} bytes, the most here")
 
 
-class Edge:
-    """The application's outermost layer.
+def is_lost(scope: Any, headers: dict[bytes, bytes]) -> bool:
+    """Return whether a client of Atoll's asks for the server below a path where there is none: it hears so."""
+    return b"atoll-protocol" in headers and "/v1/" in scope["path"][1:]
+
+
+def arrive(scope: Any, headers: dict[bytes, bytes], trusted: tuple[str, ...]) -> bytes:
+    """Return the id of a request that has come; note that in its scope, and what a proxy that is trusted says of the client."""
+    given = headers.get(b"x-request-id", b"")
+    peer = scope["client"][0] if scope["client"] else ""
+    believed = bool(trusted) and is_trusted(peer, trusted)
+    request = given if believed and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8).encode()
+    if believed:
+        every = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
+        address = client_address(scope["client"], every.decode("latin-1"), trusted)
+        scope["client"] = (address, scope["client"][1])
+        if headers.get(b"x-forwarded-proto") in (b"https", b"http"):
+            scope["scheme"] = headers[b"x-forwarded-proto"].decode()
+    scope["atoll.request"] = request.decode()
+    return request
+
+
+class Ends:
+    """Notes the ends of requests: in the log, and for figures.
 
     Args:
         observe: takes method, route, status and seconds of each request.
     """
 
-    def __init__(
-        self, app: ASGIApp, state: ServerState, observe: Callable[[str, str, int, float], None] | None = None
-    ) -> None:
+    def __init__(self, observe: Callable[[str, str, int, float], None] | None = None) -> None:
+        self._observe = observe
+        self.lines = RequestLines()
+
+    def note(self, scope: Any, status: int, seconds: float) -> None:
+        """Note the end of a request that has arrived."""
+        if self._observe is not None:
+            route = getattr(scope.get("route"), "path", "") or "other"
+            self._observe(scope["method"], route, status, seconds)
+        self.lines.add(
+            request=scope["atoll.request"],
+            method=scope["method"],
+            path=scope["path"][:500],  # a query may have tokens
+            status=status,
+            ms=round(seconds * 1000, 1),
+            address=scope["client"][0] if scope["client"] else "",
+            user=scope.get("atoll.user", ""),
+        )
+
+
+class Edge:
+    """The application's outermost layer.
+
+    Args:
+        ends: notes how requests end.
+    """
+
+    def __init__(self, app: ASGIApp, state: ServerState, ends: Ends | None = None) -> None:
         self._app = app
         self._state = state
-        self._observe = observe
+        self._ends = ends or Ends()
         self._bounds = sorted(state.body_bytes.items(), key=lambda item: -len(item[0]))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +106,7 @@ class Edge:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        await _Exchange(self._app, self._state, scope, receive, send).run(self._most(scope["path"]), self._observe)
+        await _Exchange(self._app, self._state, scope, receive, send).run(self._most(scope["path"]), self._ends)
 
     def _most(self, path: str) -> int:
         return next((most for beginning, most in self._bounds if path.startswith(beginning)), 1 << 20)
@@ -79,21 +123,10 @@ class _Exchange:
         self._id = b""
         self._version = b""
 
-    async def run(self, most: int, observe: Callable[[str, str, int, float], None] | None) -> None:
+    async def run(self, most: int, ends: Ends) -> None:
         scope, began = self._scope, time.perf_counter()
         headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
-        trusted = self._state.options.trusted_proxies
-        peer = scope["client"][0] if scope["client"] else ""
-        believed = bool(trusted) and is_trusted(peer, trusted)
-        self._id = given if believed and _REQUEST_ID.fullmatch(given) else secrets.token_hex(8).encode()
-        if believed:
-            every = b",".join(value for name, value in scope["headers"] if name == b"x-forwarded-for")
-            address = client_address(scope["client"], every.decode("latin-1"), trusted)
-            scope["client"] = (address, scope["client"][1])
-            if headers.get(b"x-forwarded-proto") in (b"https", b"http"):
-                scope["scheme"] = headers[b"x-forwarded-proto"].decode()
-        scope["atoll.request"] = self._id.decode()
+        self._id = arrive(scope, headers, self._state.options.trusted_proxies)
         self._most = most
         try:
             if scope["path"].startswith("/v1/"):
@@ -102,7 +135,7 @@ class _Exchange:
             if length.isdigit() and int(length) > most:
                 raise TooLarge(most)
             gateway = self._state.parts.get("gateway")
-            if gateway is not None and not self._is_lost(headers) and gateway.serves(scope):
+            if gateway is not None and not is_lost(scope, headers) and gateway.serves(scope):
                 scope["app"] = self._app  # as Starlette does, for who asks for the state
                 await gateway(scope, self.receive, self.send)
             else:
@@ -113,25 +146,7 @@ class _Exchange:
             data = {"code": "http", "message": error.detail, "hint": "send less at a time", "details": {}}
             await self._fail(413, data, [])
         finally:
-            seconds = time.perf_counter() - began
-            route = getattr(scope.get("route"), "path", "") or "other"
-            if observe is not None:
-                observe(scope["method"], route, self._status, seconds)
-            if access.isEnabledFor(logging.INFO):
-                fields = {
-                    "request": self._id.decode(),
-                    "method": scope["method"],
-                    "path": scope["path"][:500],  # a query may have tokens
-                    "status": self._status,
-                    "ms": round(seconds * 1000, 1),
-                    "address": scope["client"][0] if scope["client"] else "",
-                    "user": scope.get("atoll.user", ""),
-                }
-                access.info("request", extra={"fields": fields})
-
-    def _is_lost(self, headers: dict[bytes, bytes]) -> bool:
-        """Return whether a client of Atoll's asks for the server below a path where there is none: it hears so."""
-        return b"atoll-protocol" in headers and "/v1/" in self._scope["path"][1:]
+            ends.note(scope, self._status, time.perf_counter() - began)
 
     async def _fail(self, status: int, error: dict[str, Any], more: list[tuple[bytes, bytes]]) -> None:
         if self._status:

@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, cast
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from atoll.server import addresses
 from atoll.server.addresses import source
@@ -43,6 +45,9 @@ PREFACE = b"PRI "
 
 Grpc = Callable[[asyncio.Transport, bytes, Callable[[], None], set[Any]], None]
 """Takes a connection that speaks gRPC: the transport, its first bytes, what counts it no longer, uvicorn's connections."""
+
+Lean = Callable[[RequestResponseCycle, FlowControl, ASGIApp], ASGIApp]
+"""Returns what answers a request: the application, or a shorter way."""
 
 
 class Bounded(Protocol):
@@ -124,6 +129,7 @@ class Http(HttpToolsProtocol):
     entered: Callable[[], None] | None = None
     """Counts the connection no longer, where it has been counted already."""
     grpc: Grpc | None = None
+    lean: Lean | None = None
     _first: bytes | None = None
     """First bytes that may be those of HTTP/2; None where that is out of the question."""
 
@@ -320,6 +326,10 @@ class Http(HttpToolsProtocol):
         super().resume_writing()
         self.deadline = 0.0
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        found: Any = app if self.lean is None else self.lean(cycle, self.flow, app)
+        super()._start_asgi_task(cycle, found)
+
     def on_response_complete(self) -> None:
         """Let go of an answered request: an idle connection is to be cheap."""
         super().on_response_complete()
@@ -327,6 +337,8 @@ class Http(HttpToolsProtocol):
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
 
 
-def bound(connections: Connections, grpc: Grpc | None = None) -> type[Http]:
+def bound(connections: Connections, grpc: Grpc | None = None, lean: Lean | None = None) -> type[Http]:
     """Return the protocol's class for one server."""
-    return type("BoundHttp", (Http,), {"bounds": connections, "grpc": staticmethod(grpc) if grpc is not None else None})
+    given = {"grpc": grpc, "lean": lean}
+    own = {name: staticmethod(value) if value is not None else None for name, value in given.items()}
+    return type("BoundHttp", (Http,), {"bounds": connections, **own})

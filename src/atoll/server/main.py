@@ -21,7 +21,8 @@ from atoll.sandbox.limits import descriptors
 from atoll.server import addresses, http, logs, upgrade
 from atoll.server.app import make_app
 from atoll.server.controller.part import SOCKET
-from atoll.server.edge import Edge
+from atoll.server.edge import Edge, Ends
+from atoll.server.endpoints.lean import Lean
 from atoll.server.node import Node
 from atoll.server.options import Address, ServerOptions
 from atoll.server.parts import PARTS
@@ -93,13 +94,15 @@ def _is_loopback(host: str) -> bool:
 def _config(state: ServerState) -> uvicorn.Config:
     options = state.options
     grpc = state.parts.get("grpc")
-    protocol: Any = http.bound(state.parts["connections"], grpc)
+    app, ends = make_app(state), Ends(state.parts["metrics"].observe)
+    state.lifespan.append(ends.lines.written)
+    protocol: Any = http.bound(state.parts["connections"], grpc, Lean(state, app, ends))
     if options.certificate is not None and options.key is not None:
         certificates = Certificates(options.certificate, options.key, grpc=grpc is not None)
         state.lifespan.append(certificates.watching)
         protocol = handshake.secured(protocol, certificates.context)
     return uvicorn.Config(
-        Edge(make_app(state), state, state.parts["metrics"].observe),
+        Edge(app, state, ends),
         http=protocol,
         ws=upgrade.bound(state, state.parts["sessions"]),
         lifespan="on",

@@ -53,6 +53,7 @@ class Metrics:
             buckets=_BUCKETS,
             registry=self.registry,
         )
+        self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
         self._node: dict[str, Any] | None = None
         self.registry.register(self)
         self._started = time.time()
@@ -60,8 +61,13 @@ class Metrics:
     def observe(self, method: str, route: str, status: int, seconds: float) -> None:
         """Take a request."""
         known = method if method in {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"} else "other"
-        self._requests.labels(known, route, str(status or 499)).inc()
-        self._seconds.labels(route).observe(seconds)
+        found = self._children.get((known, route, status))
+        if found is None:  # a look in the library's own table costs several times as much
+            counter = self._requests.labels(known, route, str(status or 499))
+            found = self._children[known, route, status] = counter, self._seconds.labels(route)
+        counter, seconds_of_route = found
+        counter.inc()
+        seconds_of_route.observe(seconds)
 
     async def text(self) -> bytes:
         """Return the figures as Prometheus reads them."""

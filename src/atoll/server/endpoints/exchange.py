@@ -42,6 +42,8 @@ class Exchange(asyncio.Protocol):
         self._is_head = self._is_whole = self._is_lost = False
         self._changed: asyncio.Future[None] | None = None
         self._writable: asyncio.Future[None] | None = None
+        self.expired = False
+        """True once an answer took too long to begin."""
         self.reusable = True
         """False once another request must have another connection."""
 
@@ -187,6 +189,20 @@ class Exchange(asyncio.Protocol):
                 )
             else:
                 await self._change()
+
+    def rest(self) -> bytes | None:
+        """Return all that is left of the answer's body, if that has come; None while more is to come."""
+        if not self._is_whole or self._is_lost:
+            return None
+        found = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces.clear()
+        return found
+
+    def expire(self) -> None:
+        """End the connection: the answer does not begin in time."""
+        self.expired = True
+        self._lose()
+        self._tell()
 
     @property
     def is_whole(self) -> bool:

@@ -104,12 +104,18 @@ class Gateway:
 
     def serves(self, scope: Any) -> bool:
         """Return whether a request is for an endpoint: by its host, or a path that is none of the server's own."""
-        if any(other(scope) for other in self.others):
-            return False
-        if self._suffix and self.is_named(scope):
-            return True
-        path: bytes = scope["raw_path"]
-        return path.split(b"/", 2)[1] not in self.reserved and self.place(scope) is not None
+        return self.addressed(scope) is not None or (self.is_named(scope) and not self._is_others(scope))
+
+    def addressed(self, scope: Any) -> Place | None:
+        """Return what the address of a request names; None for the server's own."""
+        if self._is_others(scope):
+            return None
+        if not self.is_named(scope) and scope["raw_path"].split(b"/", 2)[1] in self.reserved:
+            return None
+        return self.place(scope)
+
+    def _is_others(self, scope: Any) -> bool:
+        return any(other(scope) for other in self.others)
 
     def is_named(self, scope: Any) -> bool:
         """Return whether a request's host is an endpoint's."""
@@ -121,9 +127,9 @@ class Gateway:
         Raises:
             CallerError: there is none, status 404.
         """
-        now = time.monotonic()
-        at, found = self._known.get((owner, name), (0.0, None))
-        if found is None or now - at > KNOWN_SECONDS:
+        found = self.known(owner, name)
+        if found is None:
+            now = time.monotonic()
             found = await self._database.run(lambda connection: rows.find(connection, owner, name), writes=False)
             if len(self._known) >= MOST_KNOWN:
                 self._known.clear()
@@ -131,6 +137,11 @@ class Gateway:
         if found is None:
             raise self.unknown()
         return found
+
+    def known(self, owner: str, name: str) -> Revision | None:
+        """Return the revision of an address, if that was looked up a moment ago."""
+        at, found = self._known.get((owner, name), (0.0, None))
+        return found if time.monotonic() - at <= KNOWN_SECONDS else None
 
     @staticmethod
     def unknown() -> errors.CallerError:
@@ -194,29 +205,38 @@ class Gateway:
                 return
             send = cors.allowing(request, origins, send)  # a page of another site may read errors, too
             await self._serve(place, scope, request, send)
-        except RunnerGone as error:
+        except (errors.AtollError, TimeoutError) as error:
+            await (await self.failed(error, request))(scope, receive, send)
+
+    @staticmethod
+    async def failed(error: Exception, request: Request) -> Response:
+        """Return the answer to a request that no function answers.
+
+        Raises:
+            ConnectionError: the answer has begun already.
+        """
+        if isinstance(error, RunnerGone):
             if error.details.get("began"):
                 raise ConnectionError("the answer was cut off") from error
-            await failure(502, error, "runner_disconnected")(scope, receive, send)
-        except errors.AtollError as error:
+            return failure(502, error, "runner_disconnected")
+        if isinstance(error, errors.AtollError):
             page = state_of(request).parts.get("error_page")
             if page is not None and error.details.get("status") == 404 and _is_browser(request):
-                await (await page(request, HTTPException(404)))(scope, receive, send)
-            else:
-                await refusal(error)(scope, receive, send)
-        except TimeoutError:
-            late = errors.HostUnreachable("the function did not answer in time", hint="see the endpoint's logs")
-            await failure(504, late, "request_timeout")(scope, receive, send)
+                found: Response = await page(request, HTTPException(404))
+                return found
+            return refusal(error)
+        late = errors.HostUnreachable("the function did not answer in time", hint="see the endpoint's logs")
+        return failure(504, late, "request_timeout")
 
     async def _serve(self, place: Place, scope: Scope, request: Request, send: Send) -> None:
         revision, caller = await self.admit(request, place)
         first, more = await _beginning(request)
-        body = _Body(request, more)
-        asked = _asked(scope, revision, caller, place)
+        body = Body(request, more)
+        asked = asked_of(scope, revision, caller, place)
         with body.ending(asyncio.current_task()):
             await self._pass(revision, asked, first, body, send)
 
-    async def _pass(self, revision: Revision, asked: Asked, first: bytes, body: _Body, send: Send) -> None:
+    async def _pass(self, revision: Revision, asked: Asked, first: bytes, body: Body, send: Send) -> None:
         pool = self.runners.pool(revision)
         began, status = time.monotonic(), 0
         try:
@@ -224,7 +244,7 @@ class Gateway:
             try:
                 async with passed(pool, runner, asked, first, body.rest() if body.more else None) as answer:
                     status = answer.status
-                    await _send(answer, asked, send)
+                    await send_on(answer, asked, send)
             finally:
                 pool.give_back(runner)
         finally:
@@ -232,7 +252,7 @@ class Gateway:
             pool.figures.note(now - began, status, now)
 
 
-class _Body:
+class Body:
     """The rest of a request's body, and the client's end behind it."""
 
     def __init__(self, request: Request, more: bool) -> None:
@@ -293,7 +313,8 @@ def _is_browser(request: Request) -> bool:
     return "text/html" in request.headers.get("accept", "") and not (given.header or given.token)
 
 
-def _asked(scope: Scope, revision: Revision, caller: Principal | None, place: Place) -> Asked:
+def asked_of(scope: Any, revision: Revision, caller: Principal | None, place: Place) -> Asked:
+    """Return a request as the function's server gets it."""
     query = without_credentials(scope["query_string"])
     return Asked(
         scope["method"],
@@ -321,7 +342,8 @@ def _gone() -> errors.CallerError:
     return errors.CallerError("the client has gone", hint="nothing to do", status=499)
 
 
-async def _send(answer: Answer, asked: Asked, send: Send) -> None:
+async def send_on(answer: Answer, asked: Asked, send: Send) -> None:
+    """Send an answer to the client, as it comes."""
     headers = answer.kept(own_host=asked.own_host)
     await send({"type": "http.response.start", "status": answer.status, "headers": headers})
     if asked.method == "HEAD" or answer.status in (204, 304):

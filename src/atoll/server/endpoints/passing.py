@@ -127,11 +127,10 @@ def harmless(headers: Headers, *, own_host: bool) -> list[tuple[bytes, bytes]]:
     return kept if own_host else [*kept, (b"content-security-policy", SANDBOX)]
 
 
-@contextlib.asynccontextmanager
-async def passed(
+async def ask(
     pool: Pool, runner: Runner, asked: Asked, body: bytes, more: AsyncIterator[bytes] | None = None
-) -> AsyncIterator[Answer]:
-    """Give a request to a runner that has a place for it, and yield its answer.
+) -> Answer:
+    """Give a request to a runner that has a place for it, and return its answer, whose exchange the runner gets back.
 
     A request whose body is whole, and that meets a connection which the runner has just closed as idle, is asked once
     more on a new one: nothing has read it. All else is asked once, since the function may have begun.
@@ -145,31 +144,44 @@ async def passed(
         TimeoutError: no answer began in time.
     """
     head = asked.head(len(body) if more is None else None)
-    seconds = pool.revision.options.request_timeout or None
+    seconds = pool.revision.options.request_timeout
     while True:
         try:
             exchange, used = await runner.connection()
         except (errors.WorkerDied, errors.PortUnreachable) as error:
             pool.lost(runner)
             raise RunnerGone("the function's server has ended", hint="try again", began=False) from error
+        timer = asyncio.get_running_loop().call_later(seconds, exchange.expire) if seconds else None
         try:
-            async with asyncio.timeout(seconds):
-                status, headers = await exchange.ask(
-                    head + body if more is None else head, None if more is None else _chunks(body, more)
-                )
+            status, headers = await exchange.ask(
+                head + body if more is None else head, None if more is None else _chunks(body, more)
+            )
         except RunnerGone:
             exchange.close()
+            if exchange.expired:
+                raise TimeoutError from None
             if used and more is None:
                 continue
             raise
         except BaseException:
             exchange.close()
             raise
-        break
+        finally:
+            if timer is not None:
+                timer.cancel()
+        return Answer(status, headers, exchange)
+
+
+@contextlib.asynccontextmanager
+async def passed(
+    pool: Pool, runner: Runner, asked: Asked, body: bytes, more: AsyncIterator[bytes] | None = None
+) -> AsyncIterator[Answer]:
+    """Yield the answer to a request that is asked as by `ask`."""
+    answer = await ask(pool, runner, asked, body, more)
     try:
-        yield Answer(status, headers, exchange)
+        yield answer
     finally:
-        runner.give_back(exchange)
+        runner.give_back(answer.exchange)
 
 
 async def _chunks(first: bytes, more: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -88,10 +88,7 @@ class Pool:
         Raises:
             HostUnreachable: too many wait, or no runner starts.
         """
-        most = self.revision.options.max_multiplexing
-        free = [one for one in self.runners if one.busy < most and not one.over]
-        if free and not self._waiting:
-            runner = min(free, key=lambda one: one.busy)
+        if (runner := self._free()) is not None:
             runner.busy += 1
             return runner
         if len(self._waiting) >= MOST_WAITING:
@@ -111,11 +108,21 @@ class Pool:
             with contextlib.suppress(ValueError):
                 self._waiting.remove(future)
 
+    def _free(self) -> Runner | None:
+        """Return the runner with the fewest requests that has a place, unless others wait for it."""
+        most, found = self.revision.options.max_multiplexing, None
+        if not self._waiting:
+            for one in self.runners:
+                if one.busy < most and not one.over:
+                    most, found = one.busy, one
+        return found
+
     def give_back(self, runner: Runner) -> None:
         """Give a place back."""
         runner.busy -= 1
         runner.since = time.monotonic()
-        self._serve()
+        if self._waiting:
+            self._serve()
 
     def lost(self, runner: Runner, reason: str = "the function ended") -> None:
         """Note that a runner is gone, not by our will."""
