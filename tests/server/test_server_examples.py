@@ -108,6 +108,19 @@ def test_failures_have_the_form_of_2023(server: Server, monkeypatch: pytest.Monk
     assert server.ask("POST", "/operator/half", b'{"number": 3}') == (500, {"error": "ValueError: it is odd"})
 
 
+def test_next_steps_are_those_of_callers(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A request without a key hears how one is sent; an alias with one revision goes back to none."""
+    for name, value in server.client_variables.items():
+        monkeypatch.setenv(name, value)
+    host = Host(server.url, key_id=server.key[0], key_secret=server.key[1])
+    isolated(host=host, serve=True)(half).serve("alone")
+    status, found = server.ask("POST", "/operator/alone", b"{}", {"accept": "*/*"})
+    assert (status, found["hint"]) == (401, "send it as `Authorization: Key ID:SECRET`")
+    status, found = server.ask("PUT", "/v1/aliases/alone", b"{}")
+    assert status == 400
+    assert found["error"]["message"] == "`alone` has pointed to no revision before"
+
+
 @pytest.mark.parametrize(
     ("url", "name"),
     [

@@ -184,6 +184,8 @@ class Gateway:
             found: Principal | None = await state.parts["accounts"].of_key(claims.key)
             if found is None or not claims.allows(owner, alias):
                 raise errors.NotAuthorized("the token is not for this endpoint", hint="ask for another one with a key")
+        elif not given.header:
+            raise errors.NotAuthorized("the request has no key", hint="send it as `Authorization: Key ID:SECRET`")
         else:
             found = await state.authenticate({"authorization": given.header}, address)
         connection.scope["atoll.user"] = found.user

@@ -186,6 +186,8 @@ async def pointed(state: ServerState, principal: Principal, alias: str, revision
 
     def change(connection: Connection) -> tuple[str, rows.Revision]:
         wanted = revision or rows.previous(connection, principal.user, alias)
+        if not wanted:
+            raise errors.CallerError(f"`{alias}` has pointed to no revision before", hint="see `atoll function list`")
         if wanted not in {one.id for one in rows.all_of(connection, principal.user)}:
             raise errors.CallerError("there is no such revision", hint="see `atoll function list`", status=404)
         before = rows.point(connection, principal.user, alias, wanted)
