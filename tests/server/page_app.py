@@ -53,6 +53,12 @@ DESCRIPTION: dict[str, Any] = {
 }
 
 
+PNG = bytes.fromhex(
+    "89504e470d0a1a0a0000000d49484452000000010000000108060000001f15c4890000000d49444154789c6360f8cf500f0003860180"
+    "5a347d6b0000000049454e44ae426082"
+)
+
+
 class App:
     """The server. `go` lets `/stream` and `/wait` go on; `seen` has what was asked."""
 
@@ -97,7 +103,11 @@ class App:
                 elif path == "/page":
                     self._send(200, "text/html", f"<h1>mine</h1>{EVIL}\u202e".encode())
                 elif path == "/image":
-                    self._send(200, "image/png", b"\x89PNG" + b"x" * 996)
+                    self._send(200, "image/png", PNG)
+                elif path == "/file":
+                    self._send(200, "application/x-evil", EVIL.encode())
+                elif path == "/huge":
+                    self._send(200, "application/octet-stream", b"x" * (17 << 20))
                 elif path == "/fail":
                     self._send(500, "application/json", b'{"detail": "it failed"}')
                 elif path == "/large":

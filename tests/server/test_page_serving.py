@@ -14,7 +14,7 @@ from atoll.server.pages import guard
 
 from ..conftest import needs_outbound
 from ..waiting import until
-from .page_app import Served, served
+from .page_app import PNG, Served, served
 from .page_client import EVIL, Lines, Visitor, visible
 
 pytestmark = needs_outbound
@@ -98,11 +98,27 @@ def test_answers_are_text(ada: Visitor) -> None:
     assert answer.headers["content-security-policy"] == guard.POLICY
     assert "<script>document" not in answer.text
     assert f"<h1>mine</h1>{EVIL}" in visible(answer.text)
-    head, end = call(ada, "/image", {"method": "GET"})
-    assert (head["type"], end["bytes"]) == ("image/png", 1000)
     cut = call(ada, "/large", {"method": "GET"})
     assert "only the first" in str(cut[-1]["note"])
     assert sum(len(str(one.get("text", ""))) for one in cut) < 2 << 20
+
+
+def test_answers_that_are_no_text_are_files(server: Served, ada: Visitor, bob: Visitor) -> None:
+    """An image is shown from an address that its caller alone has; a file of another type is saved, and never shown."""
+    head, file, end = call(ada, "/image", {"method": "GET"})
+    assert (head["type"], file["element"], end["bytes"]) == ("image/png", "img", len(PNG))
+    found = ada.get(str(file["address"]))
+    assert (found.status, found.headers["content-type"]) == (200, "image/png")
+    assert found.headers["content-security-policy"] == "default-src 'none'; sandbox"
+    assert bob.get(str(file["address"])).status == 404
+    fields = {"token": ada.token("/endpoints/hello"), "operation": "json", "path": "/image", "method": "GET"}
+    assert '<img src="/endpoints/hello/answers/' in ada.post("/endpoints/hello/call", fields).text
+    _, file, _ = call(ada, "/file", {"method": "GET"})
+    assert file["element"] == ""
+    found = ada.get(str(file["address"]))
+    assert found.headers["content-type"] == "application/octet-stream"
+    assert found.headers["content-disposition"].startswith("attachment")
+    assert [event["event"] for event in call(ada, "/huge", {"method": "GET"})] == ["head", "end"]
 
 
 def test_wrong_fields_are_told(server: Served, ada: Visitor) -> None:

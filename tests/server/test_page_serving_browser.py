@@ -60,6 +60,27 @@ def test_an_endpoint_is_called_by_its_form(browser: Any, server: Served) -> None
     tab.close()
 
 
+def test_an_image_is_shown(browser: Any, server: Served) -> None:
+    """An answer that is an image is shown beside the form, by the policy of the page."""
+    tab = Tab(browser, server.page)
+    page = tab.log_in()
+    page.goto("/endpoints/hello?form=json")
+    page.get_by_label("Path").fill("/image")
+    page.get_by_label("Method").select_option("GET")
+    page.get_by_role("button", name="Call", exact=True).click()
+    image = page.get_by_alt_text("The answer")
+    sync_api.expect(image).to_be_visible()
+    page.wait_for_function("document.querySelector('#call-file img').naturalWidth === 1")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Save the answer").click()
+    assert download.value.suggested_filename == "answer.png"
+    page.get_by_label("Path").fill("/x")
+    page.get_by_role("button", name="Call", exact=True).click()
+    sync_api.expect(page.locator("#call-answer")).to_contain_text("/x")
+    sync_api.expect(image).to_have_count(0)
+    tab.close()
+
+
 def test_without_scripts(browser: Any, server: Served) -> None:
     """A call works without JavaScript, too."""
     tab = Tab(browser, server.page, java_script_enabled=False)

@@ -18,7 +18,7 @@ from atoll.server.pages import (
     visit,
 )
 from atoll.server.pages.serving import endpoints as endpoint_pages
-from atoll.server.pages.serving import requests, schedules
+from atoll.server.pages.serving import kept, requests, schedules
 from atoll.server.state import ServerState
 
 
@@ -27,6 +27,7 @@ def install(state: ServerState) -> None:
     state.parts["error_page"] = visit.http_error
     state.body_bytes["/files"] = MOST_BODY_BYTES
     live.install(state)
+    state.parts["page_answers"] = kept.Answers()
     state.parts["descriptions"] = endpoint_pages.Descriptions()
     for part in (
         *(asset_routes, login, issuer, calls, live, endpoint_pages, requests, schedules),

@@ -5,6 +5,7 @@ const callForm = document.getElementById("call-form");
 const shown = document.getElementById("call-answer");
 const facts = document.getElementById("call-facts");
 const problem = document.getElementById("call-problem");
+const file = document.getElementById("call-file");
 const stopper = document.getElementById("call-stop");
 const MOST_PRETTY = 1 << 18;
 
@@ -54,6 +55,25 @@ function pretty(text, type) {
   }
 }
 
+// An image, sound or video from the server's own address; another file can be saved.
+function showFile(event) {
+  if (event.element) {
+    const element = document.createElement(event.element);
+    if (event.element === "img") element.alt = "The answer";
+    else element.controls = true;
+    element.src = event.address;
+    file.append(element);
+  }
+  const line = document.createElement("p");
+  const link = document.createElement("a");
+  link.href = event.address;
+  link.download = "answer";
+  link.textContent = "Save the answer";
+  line.append(link);
+  file.append(line);
+  shown.hidden = true;
+}
+
 async function called(signal) {
   let head = null;
   const began = performance.now();
@@ -75,6 +95,8 @@ async function called(signal) {
       const below = shown.scrollHeight - shown.scrollTop - shown.clientHeight < 40;
       shown.append(event.text);
       if (below) shown.scrollTop = shown.scrollHeight;
+    } else if (event.event === "file") {
+      showFile(event);
     } else if (event.event === "end") {
       shown.textContent = pretty(shown.textContent, head.type);
       tell(head, `${secondsText(event.seconds)}, ${sizeText(event.bytes)}${head.type ? `, ${head.type}` : ""}`);
@@ -93,6 +115,8 @@ callForm.addEventListener("submit", async (submitted) => {
   const control = new AbortController();
   const end = () => control.abort();
   shown.textContent = "";
+  shown.hidden = false;
+  file.replaceChildren();
   shown.dataset.state = "busy";
   wrong("", "");
   tell(null, "Waiting for the answer; a worker may have to start first.");

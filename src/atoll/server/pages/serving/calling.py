@@ -21,6 +21,8 @@ from atoll.server.endpoints.gateway import Gateway
 from atoll.server.endpoints.passing import Answer, Asked, passed
 from atoll.server.endpoints.rows import Revision
 from atoll.server.pages import live
+from atoll.server.pages.rendering import address
+from atoll.server.pages.serving import kept
 from atoll.server.pages.serving.forms import Call
 from atoll.server.pages.visit import Visit
 from atoll.terminal_text import cell, lines
@@ -41,6 +43,7 @@ class Shown:
         kind: its `content-type`.
         seconds: to its end.
         problem: why there is none, or not all of it.
+        element: that shows an answer which is no text, from the address.
     """
 
     status: int = 0
@@ -50,6 +53,8 @@ class Shown:
     text: str = ""
     problem: str = ""
     hint: str = ""
+    element: str = ""
+    address: str = ""
 
 
 def asked(visit: Visit, revision: Revision, call: Call) -> Asked:
@@ -73,7 +78,7 @@ def asked(visit: Visit, revision: Revision, call: Call) -> Asked:
 async def events(visit: Visit, revision: Revision, call: Call) -> AsyncIterator[dict[str, Any]]:
     """Call an endpoint, and yield its head, its text as it comes, and its end."""
     gateway: Gateway = visit.state.parts["gateway"]
-    began, status, size = time.monotonic(), 0, 0
+    began, status, size, other = time.monotonic(), 0, 0, bytearray()
     pool = gateway.runners.pool(revision)
     try:
         runner = await pool.take()
@@ -82,14 +87,18 @@ async def events(visit: Visit, revision: Revision, call: Call) -> AsyncIterator[
                 status = answer.status
                 kind = _kind(answer)
                 yield {"event": "head", "status": status, "type": kind, "seconds": time.monotonic() - began}
-                async for text, so_far in _texts(answer, kind):
-                    size = so_far
+                async for text, content in _pieces(answer, kind):
+                    size += len(content)
                     if text:
                         yield {"event": "text", "text": text}
+                    elif not is_text(kind) and size <= kept.MOST_BYTES:
+                        other += content
                 cut = not answer.exchange.is_whole
                 answer.exchange.reusable = answer.exchange.reusable and not cut
         finally:
             pool.give_back(runner)
+        if other and len(other) == size:
+            yield _file(visit, revision, kind, bytes(other))
         note = f"only the first {size_text(MOST_TEXT)} are shown" if cut and is_text(kind) else ""
         yield {"event": "end", "seconds": time.monotonic() - began, "bytes": size, "note": note}
     except errors.AtollError as error:
@@ -112,16 +121,24 @@ def is_text(kind: str) -> bool:
     return not plain or plain.startswith(_TEXTS) or plain.endswith(("+json", "+xml"))
 
 
-async def _texts(answer: Answer, kind: str) -> AsyncIterator[tuple[str, int]]:
-    """Yield the text of an answer as it comes, each piece with the bytes so far; of another answer its size alone."""
+async def _pieces(answer: Answer, kind: str) -> AsyncIterator[tuple[str, bytes]]:
+    """Yield the pieces of an answer as they come, each with its text; that is empty where it is none."""
     decoder, size = codecs.getincrementaldecoder("utf-8")("replace"), 0
     readable = is_text(kind)
     async for piece in answer.exchange.pieces():
         size += len(piece)
         text = decoder.decode(piece) if readable else ""
-        yield lines(text.replace("\r\n", "\n")), size
+        yield lines(text.replace("\r\n", "\n")), piece
         if readable and size >= MOST_TEXT:
             return
+
+
+def _file(visit: Visit, revision: Revision, kind: str, content: bytes) -> dict[str, Any]:
+    """Keep an answer that is no text, and return the event that tells where it is."""
+    known: kept.Answers = visit.state.parts["page_answers"]
+    name = known.put(visit.user.user, kind, content)
+    where = address("endpoints", revision.alias or revision.id, "answers", name)
+    return {"event": "file", "element": kept.element_of(kind), "address": where}
 
 
 async def whole(visit: Visit, revision: Revision, call: Call) -> Shown:
@@ -133,6 +150,8 @@ async def whole(visit: Visit, revision: Revision, call: Call) -> Shown:
             found.status, found.kind = event["status"], event["type"]
         elif event["event"] == "text":
             texts.append(event["text"])
+        elif event["event"] == "file":
+            found.element, found.address = event["element"], event["address"]
         elif event["event"] == "end":
             found.size, found.problem = event["bytes"], event["note"]
         else:

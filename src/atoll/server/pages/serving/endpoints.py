@@ -23,7 +23,7 @@ from atoll.server.endpoints.runners import Runners
 from atoll.server.pages import live
 from atoll.server.pages.keys import accounts_of
 from atoll.server.pages.rendering import address, render
-from atoll.server.pages.serving import calling, drawings, forms
+from atoll.server.pages.serving import calling, drawings, forms, kept
 from atoll.server.pages.serving.whose import whose_of
 from atoll.server.pages.visit import Visit, not_found, route
 from atoll.server.principal import ADMIN, Principal
@@ -46,6 +46,7 @@ def routes() -> list[BaseRoute]:
         route(f"{one}/describe", describe, method="POST"),
         route(f"{one}/point", point, method="POST"),
         route(f"{one}/delete", delete, method="POST"),
+        route(f"{one}/answers/{{answer}}", answer_file),
         route("/live/endpoints/{name}", changes),
     ]
 
@@ -282,6 +283,15 @@ async def call(visit: Visit) -> Response:
         return calling.streamed(visit, revision, asked)
     answer = await while_connected(visit.request, calling.whole(visit, revision, asked))
     return await shown(visit, answer, visit.form)
+
+
+async def answer_file(visit: Visit) -> Response:
+    """Return an answer that is no text, to who has called: the browser shows or saves it."""
+    known: kept.Answers = visit.state.parts["page_answers"]
+    found = known.get(visit.user.user, visit.request.path_params["answer"][:64])
+    if found is None:
+        raise not_found("the answer is kept no more", "call the endpoint again")
+    return Response(found.content, 200, found.headers)
 
 
 # --- aliases ----------------------------------------------------------------------------------------------------------
