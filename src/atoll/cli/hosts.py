@@ -30,6 +30,7 @@ COMMANDS = (
         "exec",
         "function",
         "logs",
+        "queue",
         "run",
         "shell",
         "stack",

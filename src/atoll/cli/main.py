@@ -45,6 +45,7 @@ _COMMANDS = (
     ("users", "accounts.users:app", "Add, list and remove users of a server."),
     ("deploy", "functions.deploy:deploy", "Deploy all isolated functions of a file at a server."),
     ("apps", "functions.apps:app", "List, scale, roll back and delete what was deployed."),
+    ("queue", "functions.queue:app", "See requests and calls that wait at a server, and cancel them."),
     ("crons", "functions.crons:app", "List, pause and cancel schedules; show their activations and output."),
     ("server", "server.command:server", "Serve functions and `/data` of many users over HTTP."),
     ("nodes", "nodes.commands:app", "List, drain and remove the machines of a server; make tokens for new ones."),

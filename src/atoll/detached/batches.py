@@ -157,6 +157,40 @@ def finished(store: Database, user: str, batch: str, after: int, most: int = MOS
     return store.rows(test, (user, batch, after, most))
 
 
+def cancel_queue(store: Bundles, user: str, deployed: str, most: int = MOST_AT_ONCE) -> list[Row]:
+    """End the last calls of a deployed function that wait, at most so many, in one short transaction; return the rows."""
+    test = "WHERE user = ? AND deployed = ? AND deployed != '' AND state = 'waiting' ORDER BY id DESC LIMIT ?"
+    with store.transaction() as connection:
+        found = connection.execute(f"SELECT call FROM calls {test}", (user, deployed, most)).fetchall()  # noqa: S608 - own words
+        ended, _, unneeded = _cancel(connection, [call for (call,) in found])
+    return _released(store, ended, unneeded)
+
+
+def queues(store: Database, user: str) -> dict[str, dict[str, int]]:
+    """Return how many calls of each deployed function of a user wait and run."""
+    found: dict[str, dict[str, int]] = {}
+    with store.lock, store.translated():
+        rows = store.connection.execute(
+            "SELECT deployed, state, count(*) FROM calls "
+            "WHERE user = ? AND deployed != '' AND state != 'finished' GROUP BY 1, 2",
+            (user,),
+        ).fetchall()
+    for deployed, state, count in rows:
+        found.setdefault(deployed, {})[state] = count
+    return found
+
+
+def position_of(store: Database, row: Row) -> int:
+    """Return how many calls of the same deployed function wait before one."""
+    with store.lock, store.translated():
+        found = store.connection.execute(
+            "SELECT count(*) FROM calls WHERE user = ? AND deployed = ? AND state = 'waiting' "
+            "AND id < (SELECT id FROM calls WHERE call = ?)",
+            (row.user, row.deployed, row.call),
+        )
+        return int(found.fetchone()[0])
+
+
 def held_by(store: Database, user: str) -> tuple[int, int]:
     """Return how many calls of a user have no outcome, and the bytes that all of the user's take on the disk."""
     with store.lock, store.translated():

@@ -31,6 +31,7 @@ _INDEXES = """
 CREATE INDEX IF NOT EXISTS calls_by_state ON calls (state, id);
 CREATE INDEX IF NOT EXISTS calls_by_batch ON calls (batch, number);
 CREATE INDEX IF NOT EXISTS calls_by_request ON calls (request) WHERE request != '';
+CREATE INDEX IF NOT EXISTS calls_by_deployed ON calls (user, deployed, state) WHERE deployed != '';
 CREATE INDEX IF NOT EXISTS calls_by_end ON calls (ended);
 CREATE INDEX IF NOT EXISTS calls_by_spool ON calls (spool, state);
 CREATE INDEX IF NOT EXISTS calls_by_bundle ON calls (bundle, bundle_bytes) WHERE bundle != '';

@@ -49,6 +49,7 @@ class Row:
         renewal: the id of the request that has last had it made again.
         request: the client's id of the spool; empty where an earlier version gave the file this name.
         template_bytes: the size of the template, while the call may need it.
+        deployed: app and name of a deployed function, as in `app/name`; empty for others.
     """
 
     call: str
@@ -84,6 +85,7 @@ class Row:
     renewal: str = ""
     request: str = ""
     template_bytes: int = 0
+    deployed: str = ""
 
     @property
     def asked(self) -> str:

@@ -260,12 +260,15 @@ class Store(Bundles):
             raise errors.CallUnknown(f"more than one detached call has an id that begins with `{start}`", hint=shown)
         return found[0]
 
-    def listed(self, user: str, *, batch: str = "", states: Sequence[str] = (), limit: int = MOST_LISTED) -> list[Row]:
-        """Return a user's calls, or those of a batch, newest first."""
+    def listed(
+        self, user: str, *, batch: str = "", deployed: str = "", states: Sequence[str] = (), limit: int = MOST_LISTED
+    ) -> list[Row]:
+        """Return a user's calls, or those of a batch or a deployed function, newest first."""
         tests, values = ["user = ?"], [user]
-        if batch:
-            tests.append("batch = ?")
-            values.append(batch)
+        for column, value in (("batch", batch), ("deployed", deployed)):
+            if value:
+                tests.append(f"{column} = ? AND {column} != ''")
+                values.append(value)
         if states:
             tests.append(f"state IN ({', '.join('?' * len(states))})")
             values += states

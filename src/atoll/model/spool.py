@@ -146,6 +146,7 @@ class Spool:
         self.stream: bool = header["stream"] is True
         self.retries = RetryRule.from_data(header["retries"])
         self.on_done: str = header.get("on_done", "")
+        self.deployed: str = header.get("deployed", "")
         self._template: list[int] = header["template"]
         self._certificates: list[int] = header["certificates"]
         self._names: list[Any] = header["names"]
@@ -160,7 +161,13 @@ class Spool:
             raise ValueError("the spool has modules without a size")
         if self.modules_digest != "" and not is_id(self.modules_digest):
             raise ValueError("the spool has modules without a digest")
-        for text, most in ((self.batch, MOST_ID), (self.function, _MOST_TEXT), (self.results, 10), (self.on_done, 10)):
+        for text, most in (
+            (self.batch, MOST_ID),
+            (self.function, _MOST_TEXT),
+            (self.results, 10),
+            (self.on_done, 10),
+            (self.deployed, _MOST_TEXT),
+        ):
             if not isinstance(text, str) or len(text) > most or "\0" in text:
                 raise ValueError("the spool has a text that is none, or too long")
         if not isinstance(self._calls, list) or len(self._calls) > MOST_CALLS:
@@ -285,6 +292,7 @@ def pieces(
     certificates: str = "",
     names: StoredNames | None = None,
     on_done: str = "",
+    deployed: str = "",
 ) -> Iterator[Any]:
     """Yield the bytes of a spool, in pieces.
 
@@ -294,6 +302,7 @@ def pieces(
         batch: the id of the batch; empty for calls that are none.
         names: values that code may ask for.
         on_done: the option of that name.
+        deployed: app and name of a deployed function, as in `app/name`; empty for others.
     """
     bare = replace(template.call, id="", arguments=b"", buffers=())
     function = template._replace(call=bare, bundle=None).to_bytes()
@@ -327,6 +336,7 @@ def pieces(
         "stream": bare.stream,
         "retries": (retries or RetryRule()).to_data(),
         "on_done": on_done,
+        **({"deployed": deployed} if deployed else {}),
         "template": [len(function), zlib.crc32(function)],
         "certificates": [len(trust), zlib.crc32(trust)],
         "names": [sum(map(len, pickles)), names_crc, modules],
@@ -344,7 +354,8 @@ def made_anew(file: BinaryIO, call: str, batch: str = "") -> Iterator[bytes]:
     Raises:
         ValueError: it is damaged, or has another number of calls.
     """
-    magic, size, crc = _PREFIX.unpack(file.read(_PREFIX.size))
+    start = file.read(_PREFIX.size)
+    magic, size, crc = _PREFIX.unpack(start) if len(start) == _PREFIX.size else (b"", 0, 0)
     text = file.read(size)
     if magic != MAGIC or zlib.crc32(text) != crc:
         raise ValueError("the spool is damaged")

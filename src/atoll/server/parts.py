@@ -35,6 +35,7 @@ from atoll.server.outputs import part as outputs
 from atoll.server.pages import install as pages
 from atoll.server.published import part as published
 from atoll.server.queue import part as queue
+from atoll.server.queues import part as queues
 from atoll.server.schedules import part as schedules
 from atoll.server.state import ServerState
 from atoll.server.usage import part as usage
@@ -62,6 +63,7 @@ PARTS: tuple[Callable[[ServerState], None], ...] = (
     controller.install,
     published.install,
     outputs.install,
+    queues.install,
     endpoints.install,
     queue.install,
 )

@@ -11,7 +11,9 @@ from functools import partial
 from typing import Any, BinaryIO
 
 from atoll import errors
+from atoll.daemon.detached import queues
 from atoll.daemon.detached.calls import Detached
+from atoll.daemon.detached.shown import placed, shown
 from atoll.detached.batches import batches as batches_of
 from atoll.detached.batches import cancel_some, finished, held_by
 from atoll.detached.bundles import Bundle
@@ -25,8 +27,6 @@ from atoll.wire.channel import ChannelClosed
 
 MOST_WAIT_SECONDS = 3600.0
 MOST_ITEMS = 500
-EARLIER_RUNS = "runs under the daemon before this one, which ends with its calls"
-EARLIER_WAITS = "waits until the calls of the daemon before this one have ended"
 MOST_BATCHES = 10_000
 MOST_WAITING, SHARE = 100_000, 4
 """Calls without an outcome of one user of a server, and the part of the disk for detached calls that one may take."""
@@ -57,8 +57,8 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
     - `detached.accept`: with a sealed file, a spool (`model.spool`), named `spool`; gives `calls`, the ids of the first
       `MOST_ITEMS`.
     - `detached.accepted` (`spool`): gives `calls`, an id if this spool was accepted.
-    - `detached.show` (`call`): gives `call`, the row.
-    - `detached.list` (`batch`, `states`, `limit` if given): gives `calls`, the rows, newest first.
+    - `detached.show` (`call`): gives `call`, the row, with its `position` where it waits.
+    - `detached.list` (`batch`, `deployed`, `states`, `limit` if given): gives `calls`, the rows, newest first.
     - `detached.batches` (`start`, `limit` if given): gives `batches` whose ids begin so, newest first, with their counts.
     - `detached.items` (`batch`, `kind`, `after`): gives `calls`, some rows of a batch; see `Store.items`.
     - `detached.wait` (`call`, `revision`, `seconds`): as `show`, when the row has another revision or time is up.
@@ -68,6 +68,7 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
     - `detached.cancel` (`call` or `batch`): gives `calls`, how many had no outcome.
     - `detached.renew` (`batch`; `spool`, if there is a sealed file with a new function, else `request`, an id): has items
       that failed made again; gives `calls`, how many, and the same for the same spool or request.
+    - `detached.queues`, `detached.flush`: see `queues`.
     - `detached.forget` (`call` or `batch`): removes finished calls; gives `calls`, how many.
 
     `call` may be the beginning of an id.
@@ -90,13 +91,13 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
     if verb == "accept":
         return await _accept(detached, user, _id(arguments, "spool"), take(1)[0]), None
     if verb == "list":
-        batch, states = arguments.get("batch", ""), arguments.get("states", [])
-        if not isinstance(states, list) or not set(states) <= set(STATES) or not isinstance(batch, str):
-            raise ValueError(f"`states` must be some of {', '.join(STATES)}, and `batch` a text")
+        states, of = arguments.get("states", []), {name: arguments.get(name, "") for name in ("batch", "deployed")}
+        if not isinstance(states, list) or not set(states) <= set(STATES) or not all(map(_is_text, of.values())):
+            raise ValueError(f"`states` must be some of {', '.join(STATES)}, and `batch` and `deployed` texts")
         limit = arguments.get("limit", MOST_LISTED)
         if type(limit) is not int or not 0 <= limit <= MOST_LISTED:
             raise ValueError(f"`limit` must be a number from 0 to {MOST_LISTED}")
-        rows = await detached.ask(lambda store: store.listed(user, batch=batch, states=states, limit=limit), user)
+        rows = await detached.ask(lambda store: store.listed(user, **of, states=states, limit=limit), user)
         return {"calls": [shown(detached, row) for row in rows]}, None
     if verb == "batches":
         start, most = arguments.get("start", ""), arguments.get("limit", MOST_BATCHES)
@@ -111,6 +112,8 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
         batch = _id(arguments, "batch")
         rows = await detached.ask(lambda store: store.items(user, batch, kind, after, MOST_ITEMS), user)
         return {"calls": [shown(detached, row) for row in rows]}, None
+    if verb in ("queues", "flush"):
+        return await queues.handle(detached, user, verb, arguments), None
     if verb == "counts":
         return await _counts(detached, user, arguments), None
     if verb == "renew":
@@ -118,15 +121,19 @@ async def handle(detached: Detached, user: str, name: str, arguments: dict[str, 
     if verb in ("cancel", "forget"):
         return {"calls": await _cancel_or_forget(detached, user, verb, arguments)}, None
     if verb == "wait":
-        return {"call": shown(detached, await _wait(detached, user, arguments))}, None
+        return {"call": await placed(detached, await _wait(detached, user, arguments))}, None
     if verb in ("show", "result", "output"):
         row = await _find(detached, user, arguments)
         folder = {"result": "results", "output": "outputs"}.get(verb)
         descriptor = None
         if folder is not None:
             descriptor = await detached.ask(lambda store: store.files.open(folder, row.call), user)
-        return {"call": shown(detached, row)}, descriptor
+        return {"call": await placed(detached, row)}, descriptor
     raise errors.ProtocolMismatch(f"the daemon does not know `{name}`", hint="`atoll stop` lets the newer start")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 def _id(arguments: dict[str, Any], name: str) -> str:
@@ -157,19 +164,6 @@ async def _cancel_or_forget(detached: Detached, user: str, verb: str, arguments:
 
 def _no_batch(batch: str) -> errors.CallUnknown:
     return errors.CallUnknown(f"no batch has the id `{batch}`", hint="see `atoll calls list`; old ones expire")
-
-
-def shown(detached: Detached, row: Row) -> dict[str, Any]:
-    """Return a row for a client, with the state and the line that the keeper has told."""
-    state, line = detached.waits.get(row.call, ("", ""))
-    shown = row.to_data()
-    if row.state == "waiting" and state == "building":
-        shown["state"] = state
-    if row.state == "waiting" and not state and row.due_at <= time.time():
-        line = detached.full
-    if detached.blocked and not line:
-        line = EARLIER_RUNS if row.state == "running" else EARLIER_WAITS if row.state == "waiting" else ""
-    return {**shown, "detail": line, "detached": True}
 
 
 # --- accept -----------------------------------------------------------------------------------------------------------
@@ -253,6 +247,7 @@ def _read(user: str, name: str, descriptor: int) -> tuple[Spool, Row, Bundle | N
         spool_bytes=spool.size_bytes,
         bundle=spool.modules_digest,
         bundle_bytes=spool.modules_bytes,
+        deployed=spool.deployed,
     )
     return spool, like, bundle
 

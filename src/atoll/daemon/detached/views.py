@@ -8,7 +8,8 @@ from typing import Any
 
 from atoll.daemon.detached import requests
 from atoll.daemon.detached.calls import Detached
-from atoll.daemon.detached.requests import cancel, shown
+from atoll.daemon.detached.requests import cancel
+from atoll.daemon.detached.shown import shown
 from atoll.daemon.records.requests import LEAST_CHARACTERS
 from atoll.daemon.running_calls import EMPTY
 from atoll.detached.batches import batches

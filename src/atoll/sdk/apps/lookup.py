@@ -108,6 +108,11 @@ class Function(IsolatedFunction[..., Any]):
         data: bytes = server.ask("GET", path, most=MOST_BYTES)
         return restored(name, data, host)
 
+    @property
+    def deployed(self) -> str:
+        """App and name, as in `app/name`: `spawn` notes it with its calls, which are then in the queue of the app."""
+        return self._place
+
     def remote(self, /, *args: Any, **kwargs: Any) -> Any:
         """Run one call and return its result, as calling the function does."""
         try:

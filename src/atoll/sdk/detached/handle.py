@@ -37,6 +37,7 @@ class CallStatus:
         queued_at, started_at, ended_at: seconds since the epoch; 0 for not yet.
         error: type and text of the failure; empty for none.
         detail: the step of a build, or the reason of a wait.
+        position: of a deployed function's call that waits, the calls that are made before it; 0 for the next.
     """
 
     state: str
@@ -48,6 +49,7 @@ class CallStatus:
     ended_at: float
     error: str
     detail: str
+    position: int = 0
 
     def __str__(self) -> str:
         return self.outcome or self.state
@@ -240,4 +242,5 @@ def status_of(row: dict[str, Any]) -> CallStatus:
         row["ended_at"],
         f"{kind}: {text}" if kind else "",
         row.get("detail", ""),
+        row.get("position", 0),
     )

@@ -137,8 +137,9 @@ def _pieces(
     sent = [replace(request.call, id=new_secret_id()) for request in requests] if calls else []
     as_sent = first._replace(spec=travelling(first.spec)) if (travelling := _travelling(function)) else first
     template, rule, on_done = StoredCall(*as_sent), _rule(function.options.retries), function.options.on_done or ""
+    deployed: str = getattr(function, "deployed", "") if hasattr(type(function), "deployed") else ""
     return lambda: spool.pieces(
-        template, sent, batch=batch, retries=rule, certificates=trust, names=closed, on_done=on_done
+        template, sent, batch=batch, retries=rule, certificates=trust, names=closed, on_done=on_done, deployed=deployed
     )
 
 

@@ -161,9 +161,9 @@ class Pool:
         runner = self._runner(call)
         try:
             await runner.start(self._file, self.revision.options.startup_timeout)
-        except (errors.AtollError, TimeoutError) as error:
+        except (errors.AtollError, OSError, ValueError) as error:
             await runner.stop()
-            failure = self._late() if isinstance(error, TimeoutError) else error
+            failure = self._failure(error)
             log.warning("runner_failed", extra={"fields": {"revision": self.revision.id, "error": str(failure)[:300]}})
             self.failing.failed(failure.message, time.monotonic())
             if not self.runners:
@@ -173,9 +173,15 @@ class Pool:
         self.runners.append(runner)
         self._serve()
 
-    def _late(self) -> errors.AtollError:
-        hint = f"see its output with `atoll function logs {self.revision.alias or self.revision.id}`"
-        return errors.HostUnreachable("the function's server did not listen in time", hint=hint, status=504)
+    def _failure(self, error: Exception) -> errors.AtollError:
+        """Return the named error of a runner that did not start."""
+        name = self.revision.alias or self.revision.id
+        if isinstance(error, errors.AtollError):
+            return error
+        if isinstance(error, TimeoutError):
+            hint = f"see its output with `atoll function logs {name}`"
+            return errors.HostUnreachable("the function's server did not listen in time", hint=hint, status=504)
+        return errors.StateUnusable(f"the function `{name}` cannot be read: {error}", hint="register it again")
 
     def _fail(self, error: errors.AtollError) -> None:
         while self._waiting:

@@ -40,6 +40,7 @@ EVERYWHERE = {
     "environments.prune": merging.pruned,
     "environments.upgrade": merging.upgraded,
     "secrets.rotate": merging.rotated,
+    "detached.flush": merging.flushed,
 }
 """Requests that every machine performs, with the merging of their answers."""
 OF_SERVER = ("users.remove",)

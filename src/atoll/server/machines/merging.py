@@ -96,6 +96,22 @@ def batches(answers: Answers, asked: Mapping[str, Any]) -> Row:
     return {"batches": rows[: asked.get("limit", len(rows))]}
 
 
+def queues(answers: Answers, _: Mapping[str, Any]) -> Row:
+    """Return the calls of deployed functions that wait and run, on all machines together."""
+    found: dict[str, dict[str, int]] = {}
+    for answer in answers.values():
+        for name, states in answer["queues"].items():
+            known = found.setdefault(name, {})
+            for state, count in states.items():
+                known[state] = known.get(state, 0) + count
+    return {"queues": found}
+
+
+def flushed(answers: Answers, _: Mapping[str, Any]) -> Row:
+    """Return how many calls were cancelled on all machines."""
+    return {"calls": sum(one["calls"] for one in answers.values())}
+
+
 def environments(answers: Answers, _: Mapping[str, Any]) -> Row:
     """Return the environments of all machines, each once, with the machines that have it in `nodes`."""
     found: dict[str, Row] = {}
@@ -142,6 +158,7 @@ MERGED: dict[str, Callable[[Answers, Mapping[str, Any]], Row]] = {
     "calls.usage": usage,
     "detached.list": detached,
     "detached.batches": batches,
+    "detached.queues": queues,
     "environments.list": environments,
 }
 """Requests that all machines that are there answer together."""
