@@ -443,3 +443,43 @@ def test_shares_bound_what_nodes_get() -> None:
     assert cluster.note(cluster.placement.look(2.0)) == ["y"]
     assert share.told[-1] == []
     assert cluster.placement.refusal(wish("z", gpus=1)) == "no machine can be had"
+
+
+# --- leases that are asked back -------------------------------------------------------------------------------------------
+
+
+def later(cluster: Cluster, seconds: float) -> None:
+    """Let time pass, and the placement look."""
+    cluster.now += seconds
+    cluster.placement.look(cluster.now)
+
+
+def test_leases_are_asked_back_where_others_wait() -> None:
+    """Of the nodes that are held, after a moment, and not where the waiting program itself has all of them."""
+    cluster = Cluster(Machine("a", 1), Machine("b", 1))
+    for number in range(2):
+        cluster.ask(wish(f"busy {number}", program="busy"))
+    assert not cluster.placement.crowded(cluster.now)
+    cluster.ask(wish("same", program="busy"))
+    later(cluster, 1.0)
+    assert not cluster.placement.crowded(cluster.now)
+    cluster.placement.withdraw("same", cluster.now)
+    cluster.ask(wish("other", program="other"))
+    assert not cluster.placement.crowded(cluster.now)
+    later(cluster, 1.0)
+    (node,) = cluster.placement.crowded(cluster.now)
+    assert node in {"a", "b"}
+    later(cluster, PATIENCE_SECONDS)
+    assert sorted(cluster.placement.crowded(cluster.now)) == ["a", "b"]
+    cluster.over("busy 0")
+    assert not cluster.placement.crowded(cluster.now)
+
+
+def test_a_node_whose_lines_are_unknown_is_asked() -> None:
+    """After the server began anew it has lines of nodes whose programs it does not know."""
+    machine = Machine("a", 1)
+    machine.running["unknown"] = wish("unknown")
+    cluster = Cluster(machine)
+    cluster.ask(wish("other", program="other"))
+    later(cluster, 1.0)
+    assert cluster.placement.crowded(cluster.now) == ["a"]

@@ -453,6 +453,18 @@ def test_a_smaller_allowance_lets_calls_end_and_begins_nothing_beyond_it() -> No
     assert schedule.position("r4") == 0
 
 
+def test_leases_are_asked_back_for_others_elsewhere() -> None:
+    """Each once, whatever waits here; those whose lease was given up already are left alone."""
+    schedule = Schedule(Bounds(4, 16, 16, 100))
+    first, second = (grant(schedule.ask(request(name, "small"))) for name in ("r1", "r2"))
+    finish(schedule, second)
+    assert schedule.others_wait() == [Reclaim(first.worker, first.epoch)]
+    assert schedule.others_wait() == []
+    finish(schedule, first)
+    again = grant(schedule.ask(request("r3", "small")))
+    assert Reclaim(again.worker, again.epoch) in schedule.others_wait()
+
+
 def test_idle_workers_beyond_the_allowance_end() -> None:
     """Those with other GPUs end with their sandboxes, and those whose memory is too much; a busy one after its call."""
     schedule = Schedule(Bounds(8, 16, 16, 100, GPUS))

@@ -281,6 +281,12 @@ class Engine(Protocol):
         GPUs when their calls are over.
         """
 
+    def others_wait(self) -> None:
+        """Ask all leases back after their present calls: somebody waits elsewhere for a place on this machine.
+
+        Those who still need one ask anew, and wait for their turn.
+        """
+
     def oldest_sandbox(self, user: str) -> float | None:
         """Return when the user's oldest live sandbox was started, in seconds since the epoch; None without any."""
 

@@ -118,6 +118,9 @@ class MachineFacts:
         self._perform(self._schedule.allow(time.monotonic(), allowance))
         return self._schedule.ledger.within_allowance
 
+    def others_wait(self) -> None:
+        self._perform(self._schedule.others_wait())
+
     @contextlib.contextmanager
     def changes(self) -> Iterator[asyncio.Event]:
         event = asyncio.Event()

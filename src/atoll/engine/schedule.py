@@ -3,25 +3,24 @@
 Theory of operation. Events (`ask`, `withdraw`, `worker_idle`, ...) change the state and return the actions that
 follow from it, in order; the pool performs them. Time is an argument. The `ledger` knows the shares and the fit.
 
-- Users take turns by the cores that they have for their weight (`fairness.waiting_line`). Requests of one user's
-  programs are served in the order in which they came. One that lacks cores, or a place for a worker, is
-  overtaken by nobody. One that lacks memory or GPUs is overtaken only by those that take no memory, or none of the GPUs
-  that will do for it: every request needs cores, so a large call that has its memory is next in line for them. One that
-  waits for its own `max_concurrency` holds nobody up but later calls of the same function.
-- One that does not fit beside its own side's calls, of its family, program or user, holds nobody up but that side,
-  and one that waits for calls of another side holds that up by turns: for a while, and then not for as long (`waits`).
-- The cores of a generator that waits for its consumer serve others. It has them again as soon as it goes on: for that
-  long more may compute than there are cores.
+- Users take turns by the cores that they have for their weight (`fairness.waiting_line`). Requests of one user's programs
+  are served in the order in which they came. One that lacks cores, or a place for a worker, is overtaken by nobody. One that
+  lacks memory or GPUs is overtaken only by those that take no memory, or none of the GPUs that will do for it: every request
+  needs cores, so a large call that has its memory is next in line for them. One that waits for its own `max_concurrency`
+  holds nobody up but later calls of the same function.
+- One that does not fit beside its own side's calls, of its family, program or user, holds nobody up but that side, and one
+  that waits for calls of another side holds that up by turns: for a while, and then not for as long (`waits`).
+- The cores of a generator that waits for its consumer serve others. It has them again as soon as it goes on: for that long
+  more may compute than there are cores.
 - A worker's first nested request overtakes the others, since a running call waits for it; it uses that call's cores.
-- Its further ones take turns with the others: each comes behind as many requests of programs, and of every other
-  worker, as its worker holds nested leases. So a call that asks for many leases keeps no others waiting.
-- While a request waits, every lease that holds the lacking resource is asked back: its worker gives it up between two
-  calls. A lease stays if all waiting requests come from its own client, for the same use.
-- A warm worker with the request's key is taken before a new one is forked, a live sandbox before a new one is
-  started. At the bounds of workers and sandboxes, the one that has idled longest goes first. Memory and GPUs of an
-  idle worker are free when its process has ended.
-- A nested request that can never be served, because its waiting callers hold the resources, is refused. Only a new
-  nested request can bring that about, so only then is it looked for.
+- Its further ones take turns with the others: each comes behind as many requests of programs, and of every other worker, as
+  its worker holds nested leases. So a call that asks for many leases keeps no others waiting.
+- While a request waits, every lease that holds the lacking resource is asked back: its worker gives it up between two calls.
+  A lease stays if all waiting requests come from its own client, for the same use.
+- A warm worker with the request's key is taken before a new one is forked, a live sandbox before a new one is started. At
+  the bounds of workers and sandboxes, the one that has idled longest goes first. Memory and GPUs of an idle worker are free
+  when its process has ended.
+- A nested request that can never be served, because its waiting callers hold the resources, is refused, as it comes.
 """
 
 from __future__ import annotations
@@ -168,8 +167,7 @@ class Schedule:
             return []
         if known.request is not None:
             self._drop_lease(known)
-        known.leaving = False
-        known.reclaiming = False
+        known.leaving = known.reclaiming = False
         known.idle_since = now
         if known.spent and not ends:
             self._forget_worker(known)
@@ -205,6 +203,10 @@ class Schedule:
             return []
         known.spent = True
         return [] if known.children else self.worker_idle(now, worker, epoch, ends=True)
+
+    def others_wait(self) -> list[Action]:
+        """Another machine's scheduler has somebody waiting for this one: each lease ends with its present call."""
+        return self._reclaim(list(self._workers.values()))
 
     def allow(self, now: float, allowance: Allowance | None) -> list[Action]:
         """Another part of the machine may be used: what is idle beyond it ends, and what is busy with its call."""

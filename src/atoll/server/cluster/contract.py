@@ -100,6 +100,7 @@ class Wish:
         labels: that the node must have.
         weight: share of the user beside others.
         nodes: those of which one must serve it, in order of their names; empty for any.
+        program: digest of who asks and for what: leases of one program are used for its next calls of the kind.
     """
 
     id: str
@@ -114,6 +115,7 @@ class Wish:
     labels: Mapping[str, str] = field(default_factory=dict)
     weight: float = 1.0
     nodes: tuple[str, ...] = ()
+    program: str = ""
 
 
 @dataclass(frozen=True)

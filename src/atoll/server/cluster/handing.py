@@ -78,7 +78,7 @@ class Handing:
             bound = bound_of(user, spec)
             for attempt in range(ATTEMPTS):
                 name = f"{arrival.id[:12]}-{attempt}"
-                wish = wishes.wish_of(name, user, spec, cluster.volumes_for(spec))
+                wish = wishes.wish_of(name, user, spec, cluster.volumes_for(spec), header.get("client"))
                 if bound is None:
                     node = await cluster.places.place(wish, arrival)
                 else:

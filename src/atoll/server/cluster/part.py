@@ -13,6 +13,7 @@ from atoll.server.cluster import own_node
 from atoll.server.cluster.cluster import Cluster
 from atoll.server.cluster.contract import LOCAL, NodeLoad
 from atoll.server.cluster.handing import Handing
+from atoll.server.cluster.placing.crowded import CROWDED_SECONDS
 from atoll.server.process.background import in_background
 from atoll.server.state import ServerState
 from atoll.wire.channel import ChannelClosed
@@ -33,12 +34,37 @@ def install(state: ServerState) -> None:
         nodes.on_change.append(cluster.account_changed)
 
     @contextlib.asynccontextmanager
+    async def asking_back() -> AsyncIterator[None]:
+        async with in_background(lambda: _ask_back(state, cluster)):
+            yield
+
+    state.lifespan.append(asking_back)
+
+    @contextlib.asynccontextmanager
     async def watching() -> AsyncIterator[None]:
         async with in_background(lambda: _watch(state, cluster, handing)):
             yield
 
     if cluster.local:
         state.lifespan.append(watching)
+
+
+async def _ask_back(state: ServerState, cluster: Cluster) -> None:
+    """Have nodes ask their leases back while others wait for them."""
+    asked: dict[str, asyncio.Task[None]] = {}
+
+    async def tell(name: str) -> None:
+        node = state.node if name == LOCAL else cluster.links.get(name)
+        if node is not None:
+            with contextlib.suppress(errors.AtollError, ChannelClosed, FrameError, OSError):  # it is told again
+                await node.ask(None, "others_wait", {})
+
+    while True:
+        await asyncio.sleep(CROWDED_SECONDS)
+        asked = {name: task for name, task in asked.items() if not task.done()}
+        for name in cluster.places.crowded():
+            if name not in asked:
+                asked[name] = asyncio.ensure_future(tell(name))
 
 
 async def _watch(state: ServerState, cluster: Cluster, handing: Handing) -> None:

@@ -3,14 +3,14 @@
 Theory of operation. Events (`join`, `load`, `ask`, `over`, ...) change the state and return the places that follow from it.
 Time is an argument. A node says its room from time to time; placements since then are subtracted (`placing.node_room`).
 
-- Of the nodes with room a wish gets the one where a sandbox of the same use was given back last, then the last one that
-  has such a sandbox, then one that has built its environment; the latter two only if they have nearly as much room as the
-  best. Else it gets the one with the most room after it. Wishes without GPUs come last to nodes with GPUs, and wishes
-  with GPUs are packed (`placing.kinds`).
+- Of the nodes with room a wish gets the one where a sandbox of the same use was given back last, then the last one that has
+  such a sandbox, then one that has built its environment; the latter two only if they have nearly as much room as the best.
+  Else it gets the one with the most room after it. Wishes without GPUs come last to nodes with GPUs, and wishes with GPUs
+  are packed (`placing.kinds`).
 - Wishes without room wait. Users take turns by their placed cores for their weight (`placing.queue`).
-- The first wish of a kind waits for one node in particular: the node is *held*. A wish that comes later in turn gets
-  nothing there of what the first one lacks there; so it drains. After each `PATIENCE_SECONDS` one more node is held, and
-  then for everybody, whatever the turns: a large wish gets in as soon as the calls on one held node have ended.
+- The first wish of a kind waits for one node in particular: the node is *held*. A wish that comes later in turn gets nothing
+  there of what the first one lacks; so it drains: its leases are asked back (`placing.crowded`). After each
+  `PATIENCE_SECONDS` one more node is held, and then for everybody: a large wish gets in once the calls on one have ended.
 - A placed wish counts for its user until it is over. It takes room until the node's figures hold it, and no longer.
 - A wish that no node can ever hold has a `refusal`, and is not to be asked. Nodes that are away for less than
   `AWAY_SECONDS`, or are expected, count as if they were there.
@@ -28,6 +28,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from atoll.server.cluster.contract import NodeFacts, NodeLoad, Place, Shares, Wish
+from atoll.server.cluster.placing.crowded import crowded
 from atoll.server.cluster.placing.kinds import Kind, Kinds
 from atoll.server.cluster.placing.node_room import NodeRoom
 from atoll.server.cluster.placing.queue import Turn, User, Waiting
@@ -115,8 +116,11 @@ class Placement:
     def preferred(self, wish: Wish) -> str:
         """Return the node that is best for a waiting wish once it has room: where it is warm; empty for none."""
         kind = self._kinds.of(wish)
-        node = next((one for one in self._warmth.known(wish) if kind.is_capable(one)), None)
-        return node.facts.name if node is not None else ""
+        return next((one.facts.name for one in self._warmth.known(wish) if kind.is_capable(one)), "")
+
+    def crowded(self, now: float) -> list[str]:
+        """Return the nodes whose leases are to be asked back."""
+        return list(crowded(self._lines, now)) if self._waits else []
 
     def nodes(self) -> list[Mapping[str, Any]]:
         """Return a row for each node, for people."""
@@ -175,8 +179,7 @@ class Placement:
         """Shares have changed, or time has passed; to be called every second or so while something waits."""
         self._pass(now)
         for kind in self._kinds:
-            if kind.shut:
-                kind.open_up()
+            kind.open_up()
         for kind in self._lines:
             kind.stuck = False
             if kind.line.users:
@@ -245,7 +248,7 @@ class Placement:
                 kind.open_up(node)
         if self._nodes.get(node.facts.name) is node:
             self._warmth.given_back(wish, node)
-            if node.take_back(number):
+            if node.take_back(number, wish):
                 self._kinds.touch(node)
         return self._serve()
 
@@ -253,8 +256,6 @@ class Placement:
 
     def _pass(self, now: float) -> None:
         self._now = max(self._now, now)
-
-    # --- nodes ----------------------------------------------------------------------------------------------------
 
     def _shut_off(self, node: NodeRoom) -> None:
         """Place nothing more on a node, and hold it for nobody."""
@@ -393,8 +394,7 @@ class Placement:
     def _tell(self, shares: Shares) -> None:
         """Tell the shares what waits, at most once a second; that nothing does, at once."""
         if (self._waits and self._now - self._told >= TELL_SECONDS) or (self._telling and not self._waits):
-            self._told = self._now
-            self._telling = bool(self._waits)
+            self._told, self._telling = self._now, bool(self._waits)
             shares.wanted(
                 [wait.user.lines[wait.kind.line][name].wish for name, wait in islice(self._waits.items(), MOST_TOLD)]
             )

@@ -60,6 +60,10 @@ class Places:
         """Take a node's word about its load."""
         self._settle(self.placement.load(node, load, _now()))
 
+    def crowded(self) -> list[str]:
+        """Return the nodes whose leases are to be asked back: others wait for them."""
+        return self.placement.crowded(_now())
+
     def look(self) -> None:
         """Look at those who wait again: time has passed, or shares have changed."""
         self._settle(self.placement.look(_now()))

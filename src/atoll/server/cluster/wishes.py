@@ -20,12 +20,13 @@ _WARM = ("env", "network", "mounts", "preload", "trusted", "numbers", "secrets")
 """Parts of a spec, beside its environment, that decide which sandbox can serve it."""
 
 
-def wish_of(id: str, user: str, spec: Any, volumes: str) -> Wish:  # noqa: A002 - as in the header
+def wish_of(id: str, user: str, spec: Any, volumes: str, client: Any = "") -> Wish:  # noqa: A002 - as in the header
     """Return the wish of a lease's spec.
 
     Args:
         id: of the line.
         volumes: the file system that its node must have.
+        client: the name of the process that asks.
     """
     found: dict[str, Any] = spec if isinstance(spec, dict) else {}
     name = found.get("machine_type")
@@ -52,6 +53,7 @@ def wish_of(id: str, user: str, spec: Any, volumes: str) -> Wish:  # noqa: A002 
         warm,
         built,
         volumes,
+        program=_digest([user, client, found]),
     )
 
 

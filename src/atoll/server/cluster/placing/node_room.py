@@ -27,6 +27,7 @@ class NodeRoom:
         unseen_types: unseen placements of each type.
         holders: kinds whose first wish waits for this node.
         placed: wishes that it has.
+        programs: those of the placed wishes, each with their number.
         heard: when it said its figures.
     """
 
@@ -44,6 +45,7 @@ class NodeRoom:
         "memory_bytes",
         "millicores",
         "placed",
+        "programs",
         "total",
         "unseen_types",
     )
@@ -55,6 +57,7 @@ class NodeRoom:
         self.load: NodeLoad | None = None
         self.heard = now
         self.placed = 0
+        self.programs: dict[str, int] = {}
         self.millicores = self.memory_bytes = self.gpus = 0
         self.fits: dict[str, int] = {}
         self.unseen_types: dict[str, int] = {}
@@ -67,13 +70,17 @@ class NodeRoom:
         """Subtract a placement; return its number, for `take_back`."""
         self._given += 1
         self.placed += 1
+        self.programs[wish.program] = self.programs.get(wish.program, 0) + 1
         self._unseen[self._given] = wish, now
         self._subtract(wish)
         return self._given
 
-    def take_back(self, number: int) -> bool:
+    def take_back(self, number: int, wish: Wish) -> bool:
         """Note that a placement is over; return whether that gives room before the node's next figures."""
         self.placed -= 1
+        self.programs[wish.program] -= 1
+        if not self.programs[wish.program]:
+            del self.programs[wish.program]
         found = self._unseen.pop(number, None)
         if found is None:
             return False
