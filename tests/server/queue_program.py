@@ -43,6 +43,11 @@ class FakeRunner:
             raise errors.PortUnreachable("nothing listens", hint="none") from error
         return made, False
 
+    async def connect(self, protocol: asyncio.Protocol) -> Any:
+        """Return a connection for a protocol that speaks with the test's server by itself."""
+        loop = asyncio.get_running_loop()
+        return (await loop.create_connection(lambda: protocol, "127.0.0.1", int(os.environ["ATOLL_TEST_APP"])))[0]
+
     def give_back(self, exchange: Exchange) -> None:
         """Keep a connection."""
         if exchange.reusable and exchange.is_whole and not self.over:

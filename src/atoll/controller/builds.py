@@ -37,8 +37,9 @@ async def build(request: Any, caller: Caller, service: Any) -> AsyncIterator[Any
         return messages.BuildEnvironmentResult(status=messages.HostedRunStatus(state=state), **fields)
 
     yield answer(IN_PROGRESS)
-    done = loop.run_in_executor(service.callers.calls, work)
-    while (line := await lines.get()) is not None:
-        yield answer(IN_PROGRESS, logs=[entry(printable(line), BUILDER, INFO)])
-    await done
+    with service.callers.turn(caller):
+        done = loop.run_in_executor(service.callers.calls, work)
+        while (line := await lines.get()) is not None:
+            yield answer(IN_PROGRESS, logs=[entry(printable(line), BUILDER, INFO)])
+        await done
     yield answer(SUCCESS, env_id="built")

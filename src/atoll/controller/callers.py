@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import signal
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +19,8 @@ from atoll.controller.own_server import OwnHost
 
 THREADS = 512
 """Calls that are served at a time: each has a thread while it runs."""
+OF_USER = THREADS // 4
+"""Calls of one user at a time."""
 ASKS = 16
 """Threads of requests."""
 MOST_HOSTS = 1000
@@ -68,11 +72,29 @@ class Callers:
         self._path = path
         self._hosts: dict[tuple[str, str], OwnHost] = {}
         self.calls = ThreadPoolExecutor(THREADS, "calls")
+        self._running: Counter[str] = Counter()
         self._asks = ThreadPoolExecutor(ASKS, "asks")  # never behind calls, whose functions may ask
 
     async def blocking(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Do short work in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._asks, work, *arguments)
+
+    @contextlib.contextmanager
+    def turn(self, caller: Caller) -> Iterator[None]:
+        """Count a call of a user's while the context is open.
+
+        Raises:
+            QuotaExceeded: the user has as many as one may.
+        """
+        if self._running[caller.user] >= OF_USER:
+            raise errors.QuotaExceeded(f"{OF_USER} calls of one user run", hint="wait for the end of some")
+        self._running[caller.user] += 1
+        try:
+            yield
+        finally:
+            self._running[caller.user] -= 1
+            if not self._running[caller.user]:
+                del self._running[caller.user]
 
     async def caller(self, context: Any) -> Caller:
         """Return who calls, with a key that administers.

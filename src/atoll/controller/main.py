@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,10 +22,11 @@ OPTIONS = (
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),  # clients ping every 30 s, also without data
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),  # its name in the core
     ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.http2.max_ping_strikes", 10),  # a client that pings without a rest loses its connection
     ("grpc.so_reuseport", 0),
 )
 STOP_SECONDS = 1.0
+OOM_SCORE = "500"
 
 
 async def serve(options: dict[str, Any]) -> None:
@@ -53,6 +55,8 @@ async def serve(options: dict[str, Any]) -> None:
 def main() -> int:
     """Run the process; return its exit status."""
     os.umask(0o077)
+    with contextlib.suppress(OSError):  # where memory ends, this goes first, and starts again
+        Path("/proc/self/oom_score_adj").write_text(OOM_SCORE)
     asyncio.run(serve(json.loads(sys.argv[1])))
     sys.stdout.flush()
     os._exit(0)  # threads that wait for calls would be joined, and their calls end with their lines

@@ -23,10 +23,12 @@ async def run(request: Any, caller: Caller, service: Any) -> AsyncIterator[Any]:
     yield answer(IN_PROGRESS)
     variables, secrets = await service.callers.blocking(workers.surroundings, caller, service, request)
     function = await service.callers.blocking(Hosted, caller, request, variables, secrets)
-    call = Run(function, name, service.callers.calls)
-    async for entries in call.entries():
-        yield answer(IN_PROGRESS, logs=entries)
-    yield answer(SUCCESS, return_value=_returned(request.function.method, await call.outcome()))
+    with service.callers.turn(caller):
+        call = Run(function, name, service.callers.calls)
+        async for entries in call.entries():
+            yield answer(IN_PROGRESS, logs=entries)
+        outcome = await call.outcome()
+    yield answer(SUCCESS, return_value=_returned(request.function.method, outcome))
 
 
 def _returned(method: str, outcome: Any) -> Any:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Protocol, cast
 
+import httptools
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
@@ -254,16 +255,28 @@ class Http(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Begin the answer, and the body.
 
-        Programs on the way may read a head otherwise that names no host or two, or an upgrade with a body.
+        Programs on the way may read a head otherwise that names no host or two, another one in its target, a body framed in
+        a rare way, or an upgrade with a body.
         """
-        names = [name for name, _ in self.headers]
-        hosts = names.count(b"host")
-        if hosts > 1 or (not hosts and self.parser.get_http_version() != "1.0"):
-            raise ValueError("a request names one host")
+        names, version = [name for name, _ in self.headers], self.parser.get_http_version()
+        hosts = [value for name, value in self.headers if name == b"host"]
+        if len(hosts) > 1 or (not hosts and version != "1.0") or version not in ("1.0", "1.1"):
+            raise ValueError("a request of HTTP/1.1 names one host")
+        if not self.url.startswith(b"/") and self.url != b"*":
+            authority = httptools.parse_url(self.url)
+            if not hosts or _authority(authority) != hosts[0].lower():
+                raise ValueError("the target names another host than the head")
+        if b"#" in self.url:
+            raise ValueError("a target has no fragment")
+        codings = [value for name, value in self.headers if name == b"transfer-encoding"]
+        if codings and (version == "1.0" or [one.lower() for one in codings] != [b"chunked"]):
+            raise ValueError("a body is whole, or in chunks")
         if self.parser.should_upgrade() and self._should_upgrade():
             has_body = b"transfer-encoding" in names or dict(self.headers).get(b"content-length", b"0") != b"0"
             if has_body or self.parser.get_method() != b"GET":
                 raise ValueError("an upgrade is a GET without a body")
+            if self.cycle is not None and not self.cycle.response_complete:
+                raise ValueError("an upgrade waits for the answers before it")
         self._in_head, self._in_body = False, True
         self._quiet_bytes = 0
         self._body_bytes, self._body_began = 0, self.loop.time()
@@ -335,6 +348,14 @@ class Http(HttpToolsProtocol):
         super().on_response_complete()
         if not self._in_head and not self._in_body and self.cycle is not None and self.cycle.response_complete:
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]
+
+
+def _authority(url: Any) -> bytes:
+    """Return host and port of a target with both, as the header `Host` has them; with a name of a user it is none."""
+    host: bytes = (url.host or b"").lower()
+    host = b"[%b]" % host if b":" in host else host
+    host = host if url.port is None else b"%b:%d" % (host, url.port)
+    return b"" if url.userinfo else host
 
 
 def bound(connections: Connections, grpc: Grpc | None = None, lean: Lean | None = None) -> type[Http]:

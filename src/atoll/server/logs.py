@@ -49,6 +49,14 @@ class TextFormat(logging.Formatter):
         return super().formatMessage(record)
 
 
+class CutOff(ConnectionError):
+    """An answer that has begun and cannot be completed: its connection ends, and the log has its request."""
+
+
+def _is_told(record: logging.LogRecord) -> bool:
+    return not (record.exc_info and isinstance(record.exc_info[1], CutOff))
+
+
 def set_up() -> None:
     """Have all events of this process written to stderr."""
     handler = logging.StreamHandler(sys.stderr)
@@ -59,6 +67,7 @@ def set_up() -> None:
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     for noisy in ("uvicorn.error", "httpx", "httpcore", "alembic", "asyncio"):  # hostile requests could fill the disk
         logging.getLogger(noisy).setLevel(logging.ERROR)
+    logging.getLogger("uvicorn.error").addFilter(_is_told)
 
 
 class RequestLines:

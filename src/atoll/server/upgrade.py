@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, cast
 
@@ -57,6 +58,7 @@ class Upgrade(asyncio.Protocol):
         self.handing.connections = self._connections
         self._transport: asyncio.Transport
         self._task: asyncio.Task[None] | None = None
+        self._leave: Callable[[], None] = lambda: None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Take over the transport."""
@@ -66,6 +68,7 @@ class Upgrade(asyncio.Protocol):
     def connection_lost(self, _error: Exception | None) -> None:
         """Forget the connection."""
         self._connections.discard(self)
+        self._leave()
         if self._task is not None:
             self._task.cancel()
 
@@ -100,7 +103,14 @@ class Upgrade(asyncio.Protocol):
             return
         if not path.endswith(PATH) and (gateway := self.state.parts.get("gateway")) is not None:
             limit.reschedule(None)  # a runner may have to start, which has bounds of its own
-            await websockets.pass_on(gateway, self.state, head, self._transport, self._connections, self._peer(headers))
+            peer = self._transport.get_extra_info("peername")
+            entered = self.state.parts["connections"].enter(str(peer[0]) if isinstance(peer, tuple) and peer else "")
+            if entered is None:
+                raise errors.HostUnreachable("too many connections", hint="close some of them")
+            self._leave = entered
+            await websockets.pass_on(
+                gateway, self.state, head, self._transport, self._connections, self._peer(headers), entered
+            )
             self._connections.discard(self)
             return
         if path != PATH:

@@ -24,13 +24,23 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 
 class RunnerGone(errors.HostUnreachable):
-    """The connection ended before the answer was whole; `began` in the details tells whether any of it has come."""
+    """The connection ended before the answer was whole.
+
+    In the details `began` tells whether its head has come, and `heard` whether any byte has.
+    """
 
 
 class Exchange(asyncio.Protocol):
-    """A connection to a runner's port."""
+    """A connection to a runner's port.
 
-    def __init__(self) -> None:
+    Args:
+        upgrades: its request asks for another protocol, and may be answered by 101.
+    """
+
+    def __init__(self, *, upgrades: bool = False) -> None:
+        self._upgrades = upgrades
+        self.early: bytes | None = None
+        """Bytes behind the answer 101, which has made the connection another protocol's; None without one."""
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._parser: Any = None
@@ -55,15 +65,22 @@ class Exchange(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse a piece of the answer."""
-        if self._parser is None:  # nobody has asked anything
+        if self.early is not None:
+            self.early += data  # uvloop reads on although it was told to pause
+            return
+        if self._parser is None or self._is_whole:  # nobody has asked anything
             self._lose()
             return
         if not self._is_head:
             self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._lose()
+        except httptools.HttpParserUpgrade as upgrade:
+            if not self._upgrades or self._transport is None:
+                self._lose()
+                return
+            self._transport.pause_reading()
+            self.early, self._is_whole, self.reusable = data[upgrade.args[0] :], True, False
         except httptools.HttpParserError:
             self._lose()
         if not self._is_head and self._head_bytes > HEAD_BYTES:
@@ -98,15 +115,31 @@ class Exchange(asyncio.Protocol):
 
     # --- httptools' callbacks -----------------------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        """Refuse what comes behind the answer: it would be taken for that of the next request.
+
+        Raises:
+            ValueError: for the parser, which ends there.
+        """
+        if self._is_head:
+            raise ValueError("there is one answer")
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header."""
         self._headers.append((name.lower(), value))
 
     def on_headers_complete(self) -> None:
-        """Note that the head is there; one of an interim answer is dropped."""
-        if self._parser.get_status_code() // 100 == 1:
+        """Note that the head is there; one of an interim answer is dropped.
+
+        Raises:
+            ValueError: for the parser, which ends there: it is no status.
+        """
+        status = self._parser.get_status_code()
+        if status // 100 == 1 and not (status == 101 and self._upgrades):
             self._headers = []
             return
+        if not 100 <= status < 600:
+            raise ValueError("no status")
         names = {name for name, _ in self._headers}
         self._has_length = b"content-length" in names or b"transfer-encoding" in names
         self._is_head = True
@@ -139,13 +172,16 @@ class Exchange(asyncio.Protocol):
         self._is_head = self._is_whole = self._has_length = False
         self._transport.write(head)
         sending = None if body is None else asyncio.ensure_future(self._send(body))
+        if sending is not None:
+            sending.add_done_callback(self._sent)
         try:
             while not (self._is_head or self._is_lost):
+                if sending is not None and sending.done():
+                    sending.result()  # the client has gone: nobody waits for an answer
                 await self._change()
             if not self._is_head:
-                raise RunnerGone(
-                    "the function's server ended the connection", hint="see the endpoint's logs", began=False
-                )
+                heard, text = bool(self._head_bytes), "the function's server ended the connection"
+                raise RunnerGone(text, hint="see the endpoint's logs", began=False, heard=heard)
             if sending is not None and sending.done():
                 sending.result()
             elif sending is not None:  # it has answered before the body was whole
@@ -156,6 +192,12 @@ class Exchange(asyncio.Protocol):
                 if not sending.done() and not self._is_head:
                     sending.cancel()
         return int(self._parser.get_status_code()), self._headers
+
+    def _sent(self, sending: asyncio.Task[None]) -> None:
+        """Note that the body is sent, or never will be."""
+        if not sending.cancelled() and sending.exception() is not None:
+            self.reusable = False
+        self._tell()
 
     async def _send(self, body: AsyncIterator[bytes]) -> None:
         assert self._transport is not None
@@ -203,6 +245,12 @@ class Exchange(asyncio.Protocol):
         self.expired = True
         self._lose()
         self._tell()
+
+    @property
+    def transport(self) -> asyncio.Transport:
+        """The connection itself."""
+        assert self._transport is not None
+        return self._transport
 
     @property
     def is_whole(self) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from starlette.exceptions import HTTPException
@@ -18,16 +19,19 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from atoll import errors
+from atoll.server.addresses import source
 from atoll.server.database.database import Database
 from atoll.server.endpoints import cors, rows
 from atoll.server.endpoints.credentials import authorization_of
 from atoll.server.endpoints.exchange import RunnerGone
-from atoll.server.endpoints.passing import Answer, Asked, passed, without_credentials
+from atoll.server.endpoints.passing import Answer, Asked, passed, send_on, without_credentials
 from atoll.server.endpoints.rates import Rates
 from atoll.server.endpoints.rows import Revision
 from atoll.server.endpoints.runners import Runners
 from atoll.server.endpoints.tokens import Tokens
-from atoll.server.principal import Principal
+from atoll.server.files.transfers import transfers_of
+from atoll.server.logs import CutOff
+from atoll.server.principal import API, Principal
 from atoll.server.state import state_of
 
 KNOWN_SECONDS = 1.0
@@ -35,6 +39,8 @@ KNOWN_SECONDS = 1.0
 WATCHED_SECONDS = 0.1
 """Seconds after which it is looked whether the client of an answer is still there."""
 MOST_KNOWN = 10_000
+MOST_NAME = 64
+"""Characters of an owner's name or id, and of an alias or a revision's id."""
 PREFIXES = ("run", "trigger")
 """First parts of a path that stand before the owner."""
 
@@ -82,9 +88,10 @@ class Gateway:
 
     def place(self, scope: Any) -> Place | None:
         """Return what the address of a request names; None for another one than an endpoint's."""
-        if self._suffix and (label := self._label(scope["headers"])):
+        if (label := self._label(scope["headers"])) is not None:
             owner, _, alias = label.partition("-")
-            return Place(owner, alias, b"", scope["raw_path"].removeprefix(b"/")) if owner and alias else None
+            named = owner and alias and "." not in label
+            return Place(owner, alias, b"", scope["raw_path"].removeprefix(b"/")) if named else None
         parts = scope["raw_path"].split(b"/")
         count = 2 if len(parts) > 1 and parts[1].decode("latin-1") in PREFIXES else 1
         if len(parts) < count + 2 or not parts[count] or not parts[count + 1]:
@@ -93,14 +100,13 @@ class Gateway:
         owner, alias = (part.decode("latin-1") for part in parts[count : count + 2])
         return Place(owner, alias, b"/".join(parts[: count + 2]), rest)
 
-    def _label(self, headers: Any) -> str:
-        """Return the first label of the host that a request names, where that is an endpoint's."""
+    def _label(self, headers: Any) -> str | None:
+        """Return what stands before the domain of endpoints in the host that a request names; None for another host."""
+        if not self._suffix:
+            return None
         hosts = [value for name, value in headers if name == b"host"]
-        if len(hosts) != 1:
-            return ""
-        name = hosts[0].partition(b":")[0].lower()
-        label = name.removesuffix(self._suffix)
-        return label.decode("latin-1") if label != name and b"." not in label else ""
+        name = b"." + hosts[0].partition(b":")[0].lower().removesuffix(b".") if len(hosts) == 1 else b""
+        return name.removesuffix(self._suffix)[1:].decode("latin-1") if name.endswith(self._suffix) else None
 
     def serves(self, scope: Any) -> bool:
         """Return whether a request is for an endpoint: by its host, or a path that is none of the server's own."""
@@ -110,7 +116,8 @@ class Gateway:
         """Return what the address of a request names; None for the server's own."""
         if self._is_others(scope):
             return None
-        if not self.is_named(scope) and scope["raw_path"].split(b"/", 2)[1] in self.reserved:
+        first = scope["raw_path"].split(b"/", 2)[1:2]  # `*` has none
+        if not self.is_named(scope) and (not first or first[0] in self.reserved):
             return None
         return self.place(scope)
 
@@ -118,8 +125,8 @@ class Gateway:
         return any(other(scope) for other in self.others)
 
     def is_named(self, scope: Any) -> bool:
-        """Return whether a request's host is an endpoint's."""
-        return bool(self._suffix) and bool(self._label(scope["headers"]))
+        """Return whether a request's host is in the domain of endpoints, where the server has no pages."""
+        return bool(self._suffix) and self._label(scope["headers"]) is not None
 
     async def find(self, owner: str, name: str) -> Revision:
         """Return the revision of an address.
@@ -127,6 +134,8 @@ class Gateway:
         Raises:
             CallerError: there is none, status 404.
         """
+        if len(owner) > MOST_NAME or len(name) > MOST_NAME:  # nobody fills the memory with what there is not
+            raise self.unknown()
         found = self.known(owner, name)
         if found is None:
             now = time.monotonic()
@@ -157,10 +166,14 @@ class Gateway:
             CallerError: there is no such endpoint, or it is another user's.
             NotAuthorized: nobody known asks, or too often.
         """
-        revision = await self.find(place.owner, place.alias)
+        try:
+            revision = await self.find(place.owner, place.alias)
+        except errors.CallerError:
+            await self.known_caller(connection, place.owner, place.alias)  # nobody else hears that there is none
+            raise
         caller = None if revision.auth == "public" else await self._caller(connection, revision, place)
         if per_minute := revision.options.rate_limit:
-            address = connection.client.host if connection.client is not None else ""
+            address = source(connection.client.host) if connection.client is not None else ""
             self.rates.take(revision.id, caller.key if caller is not None else address, per_minute)
         return revision, caller
 
@@ -184,6 +197,7 @@ class Gateway:
             found: Principal | None = await state.parts["accounts"].of_key(claims.key)
             if found is None or not claims.allows(owner, alias):
                 raise errors.NotAuthorized("the token is not for this endpoint", hint="ask for another one with a key")
+            found = replace(found, scope=API, operator=False)  # it calls, whatever its key may do
         elif not given.header:
             raise errors.NotAuthorized("the request has no key", hint="send it as `Authorization: Key ID:SECRET`")
         else:
@@ -198,10 +212,12 @@ class Gateway:
         scope["atoll.endpoint"] = True
         request = Request(scope, receive)
         place = self.place(scope)
+        origins: Sequence[str] = ()
         try:
             if place is None:
                 raise self.unknown()
-            origins = (await self.find(place.owner, place.alias)).options.cors
+            with contextlib.suppress(errors.CallerError):
+                origins = (await self.find(place.owner, place.alias)).options.cors
             if origins and cors.is_preflight(request):
                 await Response(None, 204, cors.preflight(request, origins))(scope, receive, send)
                 return
@@ -219,16 +235,31 @@ class Gateway:
         """
         if isinstance(error, RunnerGone):
             if error.details.get("began"):
-                raise ConnectionError("the answer was cut off") from error
+                raise CutOff("the function's server has ended") from error
             return failure(502, error, "runner_disconnected")
         if isinstance(error, errors.AtollError):
+            if isinstance(error, errors.NotAuthorized) and request.scope.get("atoll.began"):
+                raise CutOff("the key has ended") from error
             page = state_of(request).parts.get("error_page")
-            if page is not None and error.details.get("status") == 404 and _is_browser(request):
-                found: Response = await page(request, HTTPException(404))
+            status = error.status if isinstance(error, errors.NotAuthorized) else error.details.get("status")
+            if page is not None and status in (401, 404) and _is_browser(request):
+                detail = "there is no such page here, or it needs a key"
+                found: Response = await page(request, HTTPException(404, detail))
                 return found
             return refusal(error)
         late = errors.HostUnreachable("the function did not answer in time", hint="see the endpoint's logs")
         return failure(504, late, "request_timeout")
+
+    @staticmethod
+    async def stream(answer: Answer, asked: Asked, request: Request, caller: Principal | None, send: Send) -> None:
+        """Send an answer to the client as it comes, while the key of its caller is valid.
+
+        Raises:
+            NotAuthorized: it has ended.
+        """
+        request.scope["atoll.began"] = True
+        async with contextlib.nullcontext() if caller is None else transfers_of(request).opened(caller):
+            await send_on(answer, asked, send)
 
     async def _serve(self, place: Place, scope: Scope, request: Request, send: Send) -> None:
         revision, caller = await self.admit(request, place)
@@ -236,9 +267,11 @@ class Gateway:
         body = Body(request, more)
         asked = asked_of(scope, revision, caller, place)
         with body.ending(asyncio.current_task()):
-            await self._pass(revision, asked, first, body, send)
+            await self._pass(revision, asked, first, body, caller, send)
 
-    async def _pass(self, revision: Revision, asked: Asked, first: bytes, body: Body, send: Send) -> None:
+    async def _pass(
+        self, revision: Revision, asked: Asked, first: bytes, body: Body, caller: Principal | None, send: Send
+    ) -> None:
         pool = self.runners.pool(revision)
         began, status = time.monotonic(), 0
         try:
@@ -246,7 +279,7 @@ class Gateway:
             try:
                 async with passed(pool, runner, asked, first, body.rest() if body.more else None) as answer:
                     status = answer.status
-                    await send_on(answer, asked, send)
+                    await self.stream(answer, asked, body.request, caller, send)
             finally:
                 pool.give_back(runner)
         finally:
@@ -258,7 +291,7 @@ class Body:
     """The rest of a request's body, and the client's end behind it."""
 
     def __init__(self, request: Request, more: bool) -> None:
-        self._request, self.more = request, more
+        self.request, self.more = request, more
         self._gone = False
         self._read = asyncio.Event()
         if not more:
@@ -268,7 +301,7 @@ class Body:
         """Yield the pieces that are still to come."""
         more = True
         while more:
-            message = await self._request.receive()
+            message = await self.request.receive()
             if message["type"] == "http.disconnect":
                 raise _gone()
             more = message.get("more_body", False)
@@ -303,7 +336,7 @@ class Body:
 
     async def _end(self, task: asyncio.Task[Any]) -> None:
         await self._read.wait()
-        while (await self._request.receive())["type"] != "http.disconnect":
+        while (await self.request.receive())["type"] != "http.disconnect":
             pass
         self._gone = True
         task.cancel()
@@ -342,19 +375,6 @@ async def _beginning(request: Request) -> tuple[bytes, bool]:
 
 def _gone() -> errors.CallerError:
     return errors.CallerError("the client has gone", hint="nothing to do", status=499)
-
-
-async def send_on(answer: Answer, asked: Asked, send: Send) -> None:
-    """Send an answer to the client, as it comes."""
-    headers = answer.kept(own_host=asked.own_host)
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    if asked.method == "HEAD" or answer.status in (204, 304):
-        answer.exchange.reusable = False
-        await send({"type": "http.response.body", "body": b""})
-        return
-    async for piece in answer.exchange.pieces():
-        await send({"type": "http.response.body", "body": piece, "more_body": True})
-    await send({"type": "http.response.body", "body": b""})
 
 
 def refusal(error: errors.AtollError) -> JSONResponse:

@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, ST
 
 from atoll import errors
 from atoll.server.edge import Ends, arrive, is_lost
-from atoll.server.endpoints.gateway import Body, Gateway, Place, asked_of, send_on
+from atoll.server.endpoints.gateway import Body, Gateway, Place, asked_of
 from atoll.server.endpoints.passing import ask
 from atoll.server.state import ServerState
 
@@ -119,7 +119,7 @@ class Lean:
                     try:
                         body = answer.exchange.rest() if status not in (204, 304) else None
                         if body is None:
-                            await send_on(answer, asked, send)
+                            await self._gateway.stream(answer, asked, request, caller, send)
                         else:
                             if flow.write_paused:
                                 await flow.drain()

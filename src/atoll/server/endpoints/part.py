@@ -7,6 +7,7 @@ from atoll.server.endpoints.gateway import Gateway
 from atoll.server.endpoints.routes import MOST_BYTES, REVISIONS, routes
 from atoll.server.endpoints.runners import Runners
 from atoll.server.endpoints.tokens import Tokens
+from atoll.server.endpoints.websockets import Sockets
 from atoll.server.state import ServerState
 
 MOST_BODY_BYTES = 1 << 40
@@ -19,7 +20,9 @@ def install(state: ServerState) -> None:
     database = accounts.database
     runners = Runners(state, state.node.options.home / DIRECTORY / "revisions", database)
     gateway = Gateway(database, runners, Tokens(accounts.pepper), state.options.domain)
-    state.parts |= {"runners": runners, "gateway": gateway}
+    sockets = Sockets()
+    accounts.holders.append(sockets)
+    state.parts |= {"runners": runners, "gateway": gateway, "sockets": sockets}
     state.routes += routes()
     state.body_bytes[REVISIONS] = MOST_BYTES
     most = state.body_bytes["/"]

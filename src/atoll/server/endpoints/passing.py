@@ -6,23 +6,40 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import parse_qsl, unquote_to_bytes, urlencode
+
+from starlette.types import Send
 
 from atoll import errors
 from atoll.server.endpoints.exchange import Exchange, Headers, RunnerGone
 from atoll.server.endpoints.runner import Runner
 from atoll.server.endpoints.runners import Pool
+from atoll.server.endpoints.tokens import Tokens
 
 HOP = {
     *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer"),
     *(b"transfer-encoding", b"upgrade", b"proxy-connection"),
 }
 """Headers of one connection, which are not passed on."""
-_OURS = {b"x-fal-key-id", b"x-fal-key-secret", b"content-length", b"expect"}
+_OURS = {b"content-length", b"expect", b"forwarded", b"x-real-ip"}
+_OUR_BEGINNINGS = (b"x-fal-", b"x-atoll-", b"x-forwarded-")
+_OF_ORIGIN = {
+    *(b"clear-site-data", b"service-worker-allowed", b"strict-transport-security", b"alt-svc", b"nel", b"report-to"),
+    *(
+        b"reporting-endpoints",
+        b"accept-ch",
+        b"critical-ch",
+        b"origin-agent-cluster",
+        b"set-login",
+        b"use-as-dictionary",
+    ),
+}
+"""Headers of an answer that a browser heeds for all pages of its host."""
 SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 """The policy of pages of functions at the server's own host: else their scripts would act in the name of who reads them."""
 QUERY_KEYS = ("fal_key_id", "fal_key_secret", "fal_jwt_token")
 """Credentials that a query may have."""
+_QUERY_NAMES = {name.encode() for name in QUERY_KEYS}
 
 
 @dataclass(frozen=True)
@@ -65,14 +82,14 @@ class Asked:
         }
         has_host = False
         for name, value in self.headers:
-            if name in HOP or name in _OURS or name in named:
+            if name in HOP or name in named or is_ours(name):
                 continue
-            if name.startswith((b"x-fal-", b"x-atoll-", b"x-forwarded-")):
+            if name == b"authorization" and not (self.is_public and is_functions(value)):
                 continue
-            if (name == b"authorization" and not self.is_public) or (name == b"cookie" and not self.own_host):
+            if name == b"cookie" and not self.own_host:
                 continue
             has_host = has_host or name == b"host"
-            lines.append(name + b": " + value)
+            lines.append(name + b": " + (without_credentials_in(value) if name == b"referer" else value))
         if not has_host:
             lines.append(b"host: endpoint")
         lines += [
@@ -90,9 +107,43 @@ class Asked:
         return b"\r\n".join(lines) + b"\r\n\r\n"
 
 
+def is_ours(name: bytes) -> bool:
+    """Return whether a header of a request tells what this server alone tells a function.
+
+    Servers of functions may read `X_Forwarded_For` as `X-Forwarded-For` (PEP 3333), so neither is passed on.
+    """
+    plain = name.replace(b"_", b"-") if b"_" in name else name
+    return plain in _OURS or plain.startswith(_OUR_BEGINNINGS) or (plain is not name and plain in _READ_ALIKE)
+
+
+_READ_ALIKE = HOP | {b"authorization", b"cookie", b"host"}
+"""Headers that are passed on, or not, by their own names alone."""
+
+
+def is_functions(authorization: bytes) -> bool:
+    """Return whether credentials for a public endpoint are meant for its function.
+
+    Programs send their key of this server to every endpoint, and nobody's function is to have it.
+    """
+    kind, _, rest = authorization.strip().partition(b" ")
+    is_pair = b":" in rest  # as in `credentials`: no token has a colon, no encoded pair either
+    if kind.lower() == b"bearer":
+        return not is_pair and not Tokens.is_one(rest.strip().decode("latin-1"))
+    return kind.lower() != b"key" and not (kind.lower() == b"basic" and is_pair)
+
+
+def without_credentials_in(address: bytes) -> bytes:
+    """Return an address without the credentials in its query."""
+    before, found, query = address.partition(b"?")
+    return before + found + without_credentials(query) if found else address
+
+
 def without_credentials(query: bytes) -> bytes:
     """Return a query without the credentials in it."""
-    if b"fal_" not in query:
+    if b"fal_" not in query and b"%" not in query:
+        return query
+    names = {unquote_to_bytes(pair.partition(b"=")[0].replace(b"+", b" ")) for pair in query.split(b"&")}
+    if not names & _QUERY_NAMES:
         return query
     kept = [(name, value) for name, value in parse_qsl(query.decode("latin-1"), True) if name not in QUERY_KEYS]
     return urlencode(kept).encode()
@@ -111,6 +162,21 @@ class Answer:
         return harmless([(name, value) for name, value in self.headers if name not in HOP], own_host=own_host)
 
 
+async def send_on(answer: Answer, asked: Asked, send: Send) -> None:
+    """Send an answer to the client, as it comes."""
+    headers = answer.kept(own_host=asked.own_host)
+    if answer.status in (204, 304):
+        headers = [(name, value) for name, value in headers if name != b"content-length"]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    if asked.method == "HEAD" or answer.status in (204, 304):
+        answer.exchange.reusable = False
+        await send({"type": "http.response.body", "body": b""})
+        return
+    async for piece in answer.exchange.pieces():
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
 def harmless(headers: Headers, *, own_host: bool) -> list[tuple[bytes, bytes]]:
     """Return headers of a function's answer without what would concern the server's own pages.
 
@@ -119,12 +185,17 @@ def harmless(headers: Headers, *, own_host: bool) -> list[tuple[bytes, bytes]]:
     """
     kept = []
     for name, value in headers:
-        if name == b"set-cookie" and (not own_host or b"domain=" in value.lower().replace(b" ", b"")):
+        if name == b"set-cookie" and (not own_host or _has_domain(value)):
             continue
-        if name in (b"clear-site-data", b"service-worker-allowed", b"strict-transport-security") and not own_host:
+        if name in _OF_ORIGIN and not own_host:
             continue
         kept.append((name, value))
     return kept if own_host else [*kept, (b"content-security-policy", SANDBOX)]
+
+
+def _has_domain(cookie: bytes) -> bool:
+    """Return whether a cookie is for other names, too, as browsers read it."""
+    return any(one.partition(b"=")[0].strip().lower() == b"domain" for one in cookie.split(b";")[1:])
 
 
 async def ask(
@@ -156,11 +227,11 @@ async def ask(
             status, headers = await exchange.ask(
                 head + body if more is None else head, None if more is None else _chunks(body, more)
             )
-        except RunnerGone:
+        except RunnerGone as error:
             exchange.close()
             if exchange.expired:
                 raise TimeoutError from None
-            if used and more is None:
+            if used and more is None and not error.details.get("heard"):
                 continue
             raise
         except BaseException:

@@ -1,24 +1,36 @@
 """WebSockets to endpoints: once the caller is known, the bytes of both connections are passed on, untouched.
 
-The function's server makes the handshake: its answer, `101` or another, goes to the client as it is.
+The function's server makes the handshake. Only its answer `101` joins the connections: behind another one a client could
+write requests that no gateway has looked at, in anybody's name.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from http import HTTPStatus
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 from urllib.parse import unquote
 
 from starlette.requests import HTTPConnection
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from atoll import errors
 from atoll.server.cluster.links.splice import splice
-from atoll.server.endpoints.exchange import HEAD_BYTES
+from atoll.server.endpoints.exchange import Exchange
 from atoll.server.endpoints.gateway import Gateway
-from atoll.server.endpoints.passing import Asked, harmless, without_credentials
+from atoll.server.endpoints.passing import HOP, Asked, harmless, without_credentials
+from atoll.server.principal import Principal
 from atoll.server.state import ServerState
+
+WRITE_BYTES = 64 << 10
+"""Unsent bytes of one side, beyond which the other side is not read."""
+REFUSAL_BYTES = 64 << 10
+"""The most of the body of an answer that makes no WebSocket."""
+REFUSED_SECONDS = 10.0
+"""Seconds for its client to take it."""
+_FRAMING = (b"content-length", b"transfer-encoding")
 
 
 class _Held(set[Any]):
@@ -32,6 +44,31 @@ class _Held(set[Any]):
         if element in self:
             super().discard(element)
             self._on_end()
+
+
+class Sockets:
+    """WebSockets of callers who have shown a key: holders of keys, like lines."""
+
+    def __init__(self) -> None:
+        self._open: dict[asyncio.Transport, tuple[str, str]] = {}
+
+    def add(self, transport: asyncio.Transport, caller: Principal | None) -> None:
+        """Hold the key of a caller while the connection is open."""
+        if caller is not None:
+            self._open[transport] = caller.user, caller.key
+
+    def remove(self, transport: asyncio.Transport) -> None:
+        """Hold it no longer."""
+        self._open.pop(transport, None)
+
+    def held(self) -> set[tuple[str, str]]:
+        """Return user and key of each connection."""
+        return set(self._open.values())
+
+    def end_of(self, user: str, key: str) -> None:
+        """End the connections of a key."""
+        for transport in [one for one, pair in self._open.items() if pair == (user, key)]:
+            transport.abort()
 
 
 def read_head(head: bytes) -> tuple[bytes, list[tuple[bytes, bytes]]]:
@@ -48,12 +85,14 @@ async def pass_on(
     transport: asyncio.Transport,
     connections: set[Any],
     client: tuple[str, int],
+    leave: Callable[[], None],
 ) -> None:
     """Join a client's connection with one to a runner.
 
     Args:
         state: of the server.
         head: of the client's request.
+        leave: counts the client's connection no longer.
 
     Raises:
         AtollError: there is no such endpoint, the client may not call it, or no runner has a place.
@@ -74,15 +113,18 @@ async def pass_on(
     if place is None:
         raise gateway.unknown()
     revision, caller = await gateway.admit(HTTPConnection(scope), place)
-    pool = gateway.runners.pool(revision)
+    pool, sockets = gateway.runners.pool(revision), state.parts["sockets"]
     runner = await pool.take()
     given = False
+    sockets.add(transport, caller)
 
     def give_back() -> None:
         nonlocal given
         if not given:
             given = True
             pool.give_back(runner)
+            leave()
+            sockets.remove(transport)
 
     kept = without_credentials(query)
     asked = Asked(
@@ -97,54 +139,58 @@ async def pass_on(
         is_public=revision.auth == "public",
         own_host=not place.prefix,
     )
-    head_of = _Head()
+    exchange = Exchange(upgrades=True)
     try:
-        there = await runner.connect(head_of)
-        there.write(asked.head(0)[:-2] + b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n")
+        await runner.connect(exchange)
         async with asyncio.timeout(revision.options.request_timeout or None):
-            first, answered, early = await head_of.whole
+            status, answered = await exchange.ask(
+                asked.head(0)[:-2] + b"connection: Upgrade\r\nupgrade: websocket\r\n\r\n", None
+            )
+            body = b"" if exchange.early is not None else await _whole(exchange, status)
     except BaseException as error:
+        exchange.close()
         give_back()
         if isinstance(error, ConnectionError | TimeoutError):
             raise errors.HostUnreachable("the function's server did not answer", hint="see its logs") from error
         raise
-    if transport.is_closing():
-        there.abort()
+    lines = [
+        name + b": " + value for name, value in harmless(answered, own_host=asked.own_host) if name not in _FRAMING
+    ]
+    if exchange.early is None or transport.is_closing():
+        exchange.close()
         give_back()
+        bare = [line for line in lines if line.partition(b":")[0] not in HOP]
+        transport.write(_refusal(status, bare, body))
+        transport.close()
+        asyncio.get_running_loop().call_later(REFUSED_SECONDS, transport.abort)
         return
-    lines = [first, *(name + b": " + value for name, value in harmless(answered, own_host=asked.own_host))]
-    transport.write(b"\r\n".join(lines) + b"\r\n\r\n" + early)
-    splice(transport, there, connections, _Held(give_back))
+    transport.write(b"\r\n".join([b"HTTP/1.1 101 Switching Protocols", *lines]) + b"\r\n\r\n" + exchange.early)
+    node = splice(transport, exchange.transport, connections, _Held(give_back))
+    for one in (node, node.other):
+        one.transport.set_write_buffer_limits(high=WRITE_BYTES)
 
 
-class _Head(asyncio.Protocol):
-    """The head of the function's answer, before its connection is joined with the client's."""
+async def _whole(exchange: Exchange, status: int) -> bytes:
+    """Return the body of an answer that is no WebSocket.
 
-    def __init__(self) -> None:
-        self.whole: asyncio.Future[tuple[bytes, list[tuple[bytes, bytes]], bytes]]
-        self.whole = asyncio.get_running_loop().create_future()
-        self._data = b""
-        self._transport: asyncio.Transport | None = None
+    Raises:
+        HostUnreachable: it has too many bytes.
+    """
+    body = bytearray()
+    if status in (101, 204, 304):
+        return b""
+    async for piece in exchange.pieces():
+        body += piece
+        if len(body) > REFUSAL_BYTES:
+            raise errors.HostUnreachable("the function's server has made no WebSocket", hint="see its logs")
+    return bytes(body)
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
-        self._transport = cast("asyncio.Transport", transport)
 
-    def data_received(self, data: bytes) -> None:
-        """Take a piece of it."""
-        assert self._transport is not None
-        self._data += data
-        head, found, early = self._data.partition(b"\r\n\r\n")
-        if len(head) > HEAD_BYTES:
-            self._transport.abort()
-        elif found and not self.whole.done():
-            self._transport.pause_reading()
-            first, *lines = head.split(b"\r\n")
-            pairs = (line.partition(b":") for line in lines)
-            headers = [(name.strip().lower(), value.strip()) for name, _, value in pairs]
-            self.whole.set_result((first, headers, early))
+def _refusal(status: int, lines: list[bytes], body: bytes) -> bytes:
+    """Return an answer that makes no WebSocket; it ends the connection.
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Note that there is none."""
-        if not self.whole.done():
-            self.whole.set_exception(exc or ConnectionResetError())
+    A program on the way would else give it to another client, whose requests the function's server would get.
+    """
+    status = status if status != HTTPStatus.SWITCHING_PROTOCOLS else HTTPStatus.BAD_GATEWAY
+    first = STATUS_LINE[status].rstrip(b"\r\n")
+    return b"\r\n".join([first, *lines, b"content-length: %d" % len(body), b"connection: close", b"", body])

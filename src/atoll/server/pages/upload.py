@@ -35,14 +35,15 @@ class FormFiles:
 
     Args:
         request: its body is read as far as it is asked for.
+        has_token: the form is the page's, and begins with a token of its session.
 
     Raises:
         CallerError: from every method: it is no such form, or its client is silent for too long.
         ClientDisconnect: from every method: the client has gone.
     """
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
+    def __init__(self, request: Request, *, has_token: bool = True) -> None:
+        self._request, self._has_token = request, has_token
         self._chunks = request.stream()
         self._events: deque[tuple[str, bytes]] = deque()
         self._names: list[bytes] = [b"", b""]
@@ -79,13 +80,17 @@ class FormFiles:
                 if kind == "token":
                     self._token = value.decode("utf-8", "replace")
                 elif kind == "file":
-                    check_form_token(self._request, self._token)
+                    self._check()
                     return _name(value)
             if not await self._pull():
-                check_form_token(self._request, self._token)
+                self._check()
                 if not self._files:
                     raise errors.CallerError("the form has no file", hint="choose one first", status=400)
                 return None
+
+    def _check(self) -> None:
+        if self._has_token:
+            check_form_token(self._request, self._token)
 
     async def batches(self) -> AsyncGenerator[list[bytes], None]:
         """Yield the content of the file that `next` has named, in lists of about `BATCH_BYTES`."""
@@ -130,6 +135,8 @@ class FormFiles:
 
     def _grow(self, part: int, data: bytes) -> None:
         self._names[part] += data
+        if len(self._names[part]) > MOST_FIELD_BYTES:
+            raise _bad_form()
 
     def _header(self) -> None:
         name, value = self._names

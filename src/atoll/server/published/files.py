@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import io
 import os
 import stat
 import zipfile
 from collections.abc import AsyncIterator, Iterator
-from typing import Any, BinaryIO
+from typing import IO, Any, TypeVar
 from uuid import uuid4
 
-from starlette.datastructures import UploadFile
+import msgspec
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute
 
+from atoll import errors
 from atoll.server.files.download import Streamed, download
 from atoll.server.files.paths import from_text
 from atoll.server.files.peers import Lent, Peers
+from atoll.server.files.transfers import transfers_of
+from atoll.server.files.upload import write
+from atoll.server.pages.upload import FormFiles
 from atoll.server.published.answers import Failed, route
 from atoll.server.state import principal_of, state_of
+from atoll.server.typed import read_body
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.protocol.connection import absolute
+
+T = TypeVar("T")
 
 PREFIX = "/files"
 MOST_BODY_BYTES = 1 << 40
@@ -48,6 +55,27 @@ def routes() -> list[BaseRoute]:
     ]
 
 
+class _Hash(msgspec.Struct):
+    hash: str | None
+
+
+class _Destination(msgspec.Struct):
+    destination: str
+
+
+async def _asked(request: Request, kind: type[T]) -> T:
+    """Return the short body of a request, whose user is known: bodies below this address may be those of files.
+
+    Raises:
+        Failed: it is of another form.
+    """
+    await principal_of(request)
+    try:
+        return await read_body(request, kind)
+    except errors.CallerError as error:
+        raise Failed(413 if error.details.get("status") == 413 else 422, error.message) from error
+
+
 def _path(request: Request) -> str:
     """Return the path of a request, relative to `/data`."""
     text = request.path_params.get("path", "")
@@ -63,11 +91,7 @@ async def _lent(request: Request) -> AsyncIterator[Lent]:
 
 async def check_hash(request: Request) -> Any:
     """Tell whether a directory was uploaded with these contents."""
-    path = _path(request)
-    try:
-        wanted = json.loads(await request.body())["hash"]
-    except (ValueError, TypeError, KeyError) as error:
-        raise Failed(422, "the body names no `hash`") from error
+    path, wanted = _path(request), (await _asked(request, _Hash)).hash
     async with _lent(request) as lent:
         try:
             found = await lent.call(lent.volume.read_bytes, f"{path}/{HASH_FILE}", 0, MOST_HASH_BYTES)
@@ -81,34 +105,74 @@ async def upload(request: Request) -> Any:
     path, unzip = _path(request), request.query_params.get("unzip", "false").lower() == "true"
     if not path:
         raise Failed(422, "`/data` itself cannot be written")
-    await principal_of(request)  # before the body, which takes room on the disk
-    async with request.form(max_files=1, max_fields=10) as form:
-        file = form.get("file_upload")
-        if not isinstance(file, UploadFile):
-            raise Failed(422, "the body has no field `file_upload`")
-        async with _lent(request) as lent:
-            if unzip:
-                await lent.call(unpack, lent.volume, file.file, path)
-            else:
-                await lent.call(lent.volume.write, path, _pieces(file.file))
+    user = await principal_of(request)  # before the body, which goes to the volume as it comes
+    form = FormFiles(request, has_token=False)
+    await form.next()
+    async with transfers_of(request).opened(user), _lent(request) as lent:
+        if not unzip:
+            await write(lent, path, form.batches())
+        else:
+            await _unzipped(lent, path, form)
+        if await form.next() is not None:
+            raise Failed(422, "the body has more than one file")
     return True
 
 
-def _pieces(file: BinaryIO) -> Iterator[bytes]:
+async def _unzipped(lent: Lent, path: str, form: FormFiles) -> None:
+    """Unpack the archive of a form at a path; the volume has it meanwhile."""
+    file = f"{_beside(path)}.zip"
+    await write(lent, file, form.batches())
+    try:
+        await lent.call(unpack, lent.volume, file, path)
+    finally:
+        with contextlib.suppress(OSError, errors.AtollError):
+            await lent.call(lent.volume.remove, file)
+
+
+def _beside(path: str) -> str:
+    """Return a hidden path that is free, in the directory of another one."""
+    above, _, name = path.rpartition("/")
+    return f"{above}/.{name[:100]}-{uuid4().hex}".lstrip("/")
+
+
+class _Stored(io.RawIOBase):
+    """A file of a volume, read where it is asked for."""
+
+    def __init__(self, volume: VolumeClient, path: str) -> None:
+        self._volume, self._path = volume, path
+        self._size, self._at = volume.stat(path).st_size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = max(offset + (0, self._at, self._size)[whence], 0)
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        found = self._volume.read_bytes(self._path, self._at, len(buffer)) if self._at < self._size else b""
+        buffer[: len(found)] = found
+        self._at += len(found)
+        return len(found)
+
+
+def _pieces(file: IO[bytes]) -> Iterator[bytes]:
     while piece := file.read(PIECE_BYTES):
         yield piece
 
 
-def unpack(volume: VolumeClient, file: BinaryIO, path: str) -> None:
-    """Put an archive's contents into a new directory, which then takes the place of what was at its path.
+def unpack(volume: VolumeClient, file: str, path: str) -> None:
+    """Put the contents of an archive in the volume into a new directory, which then takes the place of what was at its path.
 
     Raises:
         Failed: it is no archive, or an entry would be elsewhere.
     """
-    above, _, name = path.rpartition("/")
-    made = f"{above}/.{name[:100]}-{uuid4().hex}".lstrip("/")
+    made = _beside(path)
     try:
-        archive = zipfile.ZipFile(file)
+        archive = zipfile.ZipFile(io.BufferedReader(_Stored(volume, file), PIECE_BYTES))
     except (zipfile.BadZipFile, OSError) as error:
         raise Failed(422, "the file is no zip archive") from error
     with archive:
@@ -124,7 +188,7 @@ def unpack(volume: VolumeClient, file: BinaryIO, path: str) -> None:
                     volume.makedirs(target, exist_ok=True)
                 elif stat.S_IFMT(mode) in (0, stat.S_IFREG):  # never a link that the archive names
                     with archive.open(one) as content:
-                        volume.write(target, _pieces(content), mode=(mode & 0o777) or None)  # type: ignore[arg-type]
+                        volume.write(target, _pieces(content), mode=(mode & 0o777) or None)
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
             volume.remove(made, recursive=True)
             raise Failed(422, f"the archive cannot be read: {error}") from error
@@ -198,7 +262,7 @@ async def read(request: Request) -> Response:
         lent = await stack.enter_async_context(_lent(request))
         answer = await download(stack, lent, path, dict(request.headers), head=False, inline=False)
         if isinstance(answer, Streamed):
-            answer.held_by = contextlib.nullcontext()
+            answer.held_by = transfers_of(request).opened(await principal_of(request))
         return answer
 
 
@@ -215,10 +279,7 @@ async def delete(request: Request) -> Any:
 async def rename(request: Request) -> Any:
     """Move a file or a directory."""
     path = _path(request)
-    try:
-        target = from_text(json.loads(await request.body())["destination"]).path
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise Failed(422, "the body names no `destination`") from error
+    target = from_text((await _asked(request, _Destination)).destination).path
     if not path or not target:
         raise Failed(403, "`/data` itself cannot be moved")
     async with _lent(request) as lent:

@@ -41,8 +41,8 @@ async def _owned(request: Request) -> tuple[Queue, Revision, Principal]:
     """Return the endpoint of a path, for its owner alone."""
     parts, parameters = state_of(request).parts, request.path_params
     gateway: Gateway = parts["gateway"]
-    revision = await gateway.find(parameters["owner"], parameters["alias"])
     caller = await gateway.known_caller(request, parameters["owner"], parameters["alias"])
+    revision = await gateway.find(parameters["owner"], parameters["alias"])
     if caller.user != revision.user:
         raise gateway.unknown()
     return parts["queue"], revision, caller

@@ -6,9 +6,9 @@ from collections.abc import Iterable
 
 import msgspec
 
-from atoll.server.endpoints.passing import HOP, Asked
+from atoll.server.endpoints.passing import HOP, Asked, is_functions, is_ours, without_credentials_in
 
-_DROPPED = HOP | {b"x-fal-key-id", b"x-fal-key-secret", b"cookie", b"content-length", b"expect", b"idempotency-key"}
+_DROPPED = HOP | {b"cookie", b"idempotency-key"}
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -57,9 +57,7 @@ class Head(msgspec.Struct, frozen=True):
 def kept(headers: Iterable[tuple[bytes, bytes]], *, public: bool) -> list[tuple[str, str]]:
     """Return the headers that are kept: no credentials, but those for a function that asks for its own."""
     return [
-        (name.decode("latin-1"), value.decode("latin-1"))
+        (name.decode("latin-1"), (without_credentials_in(value) if name == b"referer" else value).decode("latin-1"))
         for name, value in headers
-        if name not in _DROPPED
-        and not name.startswith((b"x-fal-", b"x-atoll-", b"x-forwarded-"))
-        and (public or name != b"authorization")
+        if name not in _DROPPED and not is_ours(name) and (name != b"authorization" or (public and is_functions(value)))
     ]

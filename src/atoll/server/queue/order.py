@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from bisect import bisect_left, insort
+from collections import Counter
 from dataclasses import dataclass, field
 
 from atoll.server.endpoints.runner import Runner
@@ -72,6 +73,34 @@ class Entry:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+
+class Entries(dict[str, Entry]):
+    """Entries by their ids.
+
+    Attributes:
+        of: how many there are of each owner, and of each owner, alias and caller.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of: Counter[tuple[str, ...]] = Counter()
+
+    def __setitem__(self, name: str, entry: Entry) -> None:
+        if name not in self:
+            self._count(entry, 1)
+        super().__setitem__(name, entry)
+
+    def end(self, name: str) -> None:
+        """Forget an entry, where there is one."""
+        if (entry := self.pop(name, None)) is not None:
+            self._count(entry, -1)
+
+    def _count(self, entry: Entry, step: int) -> None:
+        for key in ((entry.owner,), (entry.owner, entry.alias, entry.caller)):
+            self.of[key] += step
+            if not self.of[key]:
+                del self.of[key]
 
 
 class Order:

@@ -37,7 +37,7 @@ from atoll.server.queue.heads import Head
 from atoll.server.queue.keeping import Keeping
 from atoll.server.queue.lines import Line, rest_seconds
 from atoll.server.queue.logs import Outputs
-from atoll.server.queue.order import OVER, RUNNING, WAITING, Entry
+from atoll.server.queue.order import OVER, RUNNING, WAITING, Entries, Entry
 from atoll.server.queue.rows import Known, Outcome
 from atoll.server.queue.writer import Fenced, Writer, raise_fence
 
@@ -64,7 +64,7 @@ class Queue:
     ) -> None:
         self.database, self.options = database, options
         self._directory, self._place, self._told = directory, place, told
-        self.entries: dict[str, Entry] = {}
+        self.entries = Entries()
         self.files = Files(directory)
         self._lines: dict[tuple[str, str], Line] = {}
         self._numbers = itertools.count()
@@ -328,7 +328,7 @@ class Queue:
         entry.head = entry.body = None
         entry.state = OVER
         entry.stop_timer()
-        self.entries.pop(entry.id, None)
+        self.entries.end(entry.id)
         if outcome is not None:
             self._remember(
                 rows.known(entry.id, (entry.owner, entry.owner_name, entry.alias, entry.caller), entry.attempt, outcome)

@@ -51,6 +51,12 @@ from atoll.server.webhooks.targets import check_url
 MOST_KEY = 255
 """Characters of an idempotency key."""
 MOST_TIMEOUT = 30 * 86_400.0
+SHARE_OF_CALLER = 2
+"""A caller who is not the owner has at most one of so many places of an endpoint's line."""
+LINES_OF_OWNER = 2
+"""All endpoints of one owner have at most as many requests as so many lines."""
+HEAD_BYTES = 16 << 10
+"""The most of target and headers that are kept of a request."""
 _OWN = ("fal_webhook", "fal_max_queue_length")
 """Parameters of a submit's query that are the queue's."""
 
@@ -121,6 +127,9 @@ async def submit(asked: Asked) -> Response:
     request, queue, address = asked.request, asked.queue, asked.address
     place = Place(address.owner, address.alias, b"", b"")
     revision, caller = await asked.gateway.admit(request, place)
+    head = _head(asked, revision)
+    if len(head.target) + sum(len(name) + len(value) for name, value in head.headers) > HEAD_BYTES:
+        raise errors.CallerError(f"the head has more than {HEAD_BYTES:,} bytes", hint="use the body", status=431)
     links, user = asked.links, caller.user if caller is not None else ""
     entry = Entry(str(uuid4()), revision.user, revision.owner, address.alias, user)
     _read_headers(request, entry)
@@ -131,7 +140,7 @@ async def submit(asked: Asked) -> Response:
     body, digest = await _body(request, queue, entry)
     more = {"idempotency": _idempotency(asked, entry), "digest": digest, "url": url}
     try:
-        name = await queue.submit(entry, _head(asked, revision), body, more)
+        name = await queue.submit(entry, head, body, more)
     except BaseException:
         if body is None:
             await queue.files.remove([entry.id], BODY)
@@ -175,6 +184,11 @@ def _check_length(request: Request, queue: Queue, entry: Entry) -> None:
         most = min(most, int(given))
     if queue.size(entry.owner, entry.alias) >= most:
         raise errors.CallerError(f"{most} requests wait for this endpoint", hint="try again in a while", status=429)
+    counts, most = queue.entries.of, queue.options.max_waiting
+    mine = counts[entry.owner, entry.alias, entry.caller] if entry.caller not in ("", entry.owner) else 0
+    if mine >= max(most // SHARE_OF_CALLER, 1) or counts[entry.owner,] >= most * LINES_OF_OWNER:
+        who = "caller of an endpoint" if mine else "owner"
+        raise errors.CallerError(f"too many requests of one {who} wait", hint="try again in a while", status=429)
 
 
 async def _body(request: Request, queue: Queue, entry: Entry) -> tuple[bytes | None, str]:
@@ -251,13 +265,26 @@ async def _found(asked: Asked) -> Entry | Known:
     """
     address = asked.address
     found = await asked.queue.find(check_id(address.id))
-    if found is None or found.alias != address.alias or address.owner not in (found.owner, found.owner_name):
-        raise unknown()
-    if found.caller:
+    if found is not None and (found.alias != address.alias or address.owner not in (found.owner, found.owner_name)):
+        found = None
+    if found is not None and not found.caller:
+        return found
+    try:
         caller = await asked.gateway.known_caller(asked.request, address.owner, address.alias)
-        if caller.user != found.caller:
-            raise unknown()
+    except errors.NotAuthorized:
+        if await _is_public(asked):  # others' requests to it answer as those that there are not, whose key nobody needs
+            raise unknown() from None
+        raise
+    if found is None or caller.user != found.caller:
+        raise unknown()
     return found
+
+
+async def _is_public(asked: Asked) -> bool:
+    """Return whether anybody may call the endpoint."""
+    with contextlib.suppress(errors.CallerError):
+        return (await asked.gateway.find(asked.address.owner, asked.address.alias)).auth == "public"
+    return False
 
 
 async def status(asked: Asked) -> Response:

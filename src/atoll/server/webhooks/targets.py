@@ -83,6 +83,13 @@ def networks(texts: Sequence[str]) -> list[Network]:
         ) from error
 
 
+def _is_allowed(text: str, allowed: Sequence[Network]) -> bool:
+    address: IPv4Address | IPv6Address = ip_address(text.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return any(address.version == network.version and address in network for network in allowed)
+
+
 def may_be_told(text: str, allowed: Sequence[Network]) -> bool:
     """Return whether an address is public, or one that the settings allow."""
     address: IPv4Address | IPv6Address = ip_address(text.partition("%")[0])
@@ -94,7 +101,7 @@ def may_be_told(text: str, allowed: Sequence[Network]) -> bool:
             return False
         if address.ipv4_mapped is not None:
             return True  # the address within has been checked
-    if any(address.version == network.version and address in network for network in allowed):
+    if _is_allowed(text, allowed):
         return True
     return address.is_global and not (
         address.is_multicast
@@ -104,6 +111,26 @@ def may_be_told(text: str, allowed: Sequence[Network]) -> bool:
         or address.is_reserved
         or address.is_unspecified
     )
+
+
+def is_own(text: str) -> bool:
+    """Return whether an address is one of this machine's: what listens there may trust what comes from the machine."""
+    address = ip_address(text.partition("%")[0])
+    with socket.socket(socket.AF_INET if address.version == 4 else socket.AF_INET6, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((text.partition("%")[0], 0))
+        except OSError:
+            return False
+    return True
+
+
+def _address_of(host: str, port: int, allowed: Sequence[Network]) -> str | None:
+    """Return the first address of a name that may be told; None for none. It blocks."""
+    found = [str(one[4][0]) for one in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+    for one in found:
+        if may_be_told(one, allowed) and (_is_allowed(one, allowed) or not is_own(one)):
+            return one
+    return None
 
 
 async def resolve(user: str, url: str, allowed: Sequence[Network]) -> Target:
@@ -119,9 +146,7 @@ async def resolve(user: str, url: str, allowed: Sequence[Network]) -> Target:
     parts = check_url(url)
     host, secure = parts.hostname or "", parts.scheme == "https"
     port = parts.port or (443 if secure else 80)
-    found = await _threads.run(user, partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM))
-    addresses = [str(one[4][0]) for one in found]
-    address = next((one for one in addresses if may_be_told(one, allowed)), None)
+    address = await _threads.run(user, partial(_address_of, host, port, allowed))
     if address is None:
         raise _refused("its address is not public, and `webhooks.allowed_networks` does not name it")
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
