@@ -6,7 +6,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from . import postgresql
 from .process import Server, running
+
+
+@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The address of a PostgreSQL server of this module's; empty for SQLite."""
+    if request.param == "sqlite":
+        yield ""
+        return
+    with postgresql.running() as url:
+        yield url
 
 
 @pytest.fixture(scope="session")

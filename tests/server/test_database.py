@@ -21,7 +21,7 @@ from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import create_engine, select, text
+from sqlalchemy import select, text
 
 import atoll.server
 from atoll import errors
@@ -51,12 +51,7 @@ def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
 def url(server_url: str, tmp_path: Path) -> str:
     """An address of a database without tables: empty for SQLite below `tmp_path`."""
     tmp_path.chmod(0o700)
-    if server_url:
-        engine = create_engine(server_url)
-        with engine.begin() as connection:
-            connection.execute(text("DROP SCHEMA public CASCADE"))
-            connection.execute(text("CREATE SCHEMA public"))
-        engine.dispose()
+    postgresql.empty(server_url)
     return server_url
 
 

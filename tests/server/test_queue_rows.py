@@ -24,11 +24,15 @@ from atoll.server.queue.order import Entry, Order
 from atoll.server.queue.writer import Fenced, Writer, raise_fence
 from atoll.server.webhooks import rows as webhooks
 
+from . import postgresql
+
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    """A database with the users `ann` and `bob`."""
-    with Database(tmp_path) as made:
+def database(tmp_path: Path, database_url: str) -> Iterator[Database]:
+    """A database of each kind with the users `ann` and `bob`."""
+    tmp_path.chmod(0o700)
+    postgresql.empty(database_url)
+    with Database(tmp_path, database_url) as made:
         with made.writing() as connection:
             for name in ("ann", "bob"):
                 accounts.add_user(connection, name)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from atoll.server.endpoints import rows as endpoint_rows
 from atoll.server.schedules import bodies, clock, rows
 from atoll.server.schedules.clock import Clock
 from atoll.server.schedules.rows import Ended, Sent
+
+from . import postgresql
 
 NOON = 1_774_699_200.0
 """2026-03-28 12:00 UTC."""
@@ -70,9 +74,11 @@ class Hands:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> Iterator[Database]:
-    """A database with a user `ann`."""
-    with Database(tmp_path) as found:
+def database(tmp_path: Path, database_url: str) -> Iterator[Database]:
+    """A database of each kind with a user `ann`."""
+    tmp_path.chmod(0o700)
+    postgresql.empty(database_url)
+    with Database(tmp_path, database_url) as found:
         with found.writing() as connection:
             account_rows.add_user(connection, "ann")
         yield found
@@ -218,3 +224,22 @@ def test_history_is_bounded_and_goes_with_its_user(database: Database, monkeypat
         account_rows.remove_user(connection, account_rows.find_user(connection, "ann"))
         assert rows.next_runs(connection) == []
         assert rows.under_way(connection) == []
+
+
+def test_two_servers_of_one_database_make_a_run_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older server that fires what another has fired makes nothing, and hears of the next run."""
+    names = [scheduled(database, monkeypatch, overlap="allow") for _ in range(20)]
+    start = threading.Barrier(4)
+
+    def fire() -> tuple[list[Sent], list[tuple[float, str]]]:
+        start.wait()
+        with database.writing() as connection:
+            return rows.fire(connection, names, NOON)
+
+    with ThreadPoolExecutor(4) as threads:
+        found = [one.result() for one in [threads.submit(fire) for _ in range(4)]]
+    assert sorted(one.schedule for sent, _ in found for one in sent) == sorted(names)
+    for _, following in found:
+        assert sorted(following) == sorted((NOON + 60, name) for name in names)
+    with database.reading() as connection:
+        assert all(len(rows.history(connection, name, 9)) == 1 for name in names)

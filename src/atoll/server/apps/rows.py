@@ -138,6 +138,7 @@ def deploy(
     Raises:
         CallerError: an alias is another app's, or the user has too many schedules.
     """
+    endpoint_rows.lock(connection, user)
     functions = []
     for one in new.functions:
         revision, size = revised[one.name]
@@ -167,6 +168,7 @@ def roll_back(connection: Connection, user: str, app: str, wanted: str) -> tuple
     Raises:
         CallerError: there is none.
     """
+    endpoint_rows.lock(connection, user)
     row, known = _row(connection, user, app), [name for name, _ in _history(connection, user, app)]
     if not wanted:
         place = known.index(row.deployment) + 1
@@ -187,6 +189,7 @@ def scale(connection: Connection, user: str, app: str, asked: bodies.Scale) -> t
     Raises:
         CallerError: an option is unknown or wrong, or there is no such served function.
     """
+    endpoint_rows.lock(connection, user)
     row = _row(connection, user, app)
     served = [one.name for one in _functions(connection, row.deployment) if one.kind == SERVED]
     chosen = [one for one in served if asked.function in ("", one)]
@@ -210,6 +213,7 @@ def delete(connection: Connection, user: str, app: str) -> tuple[bodies.App, Cha
     Raises:
         CallerError: there is none.
     """
+    endpoint_rows.lock(connection, user)
     found = find(connection, user, app)
     changes = _become(connection, user, app, "")
     connection.execute(apps.delete().where(_of(user, app)))

@@ -80,8 +80,14 @@ def plain(name: str, function: str, size_bytes: int) -> dict[str, Any]:
     return {**found, "size_bytes": size_bytes}
 
 
+def lock(connection: Connection, user: str) -> None:
+    """Let no other transaction change a user's aliases and apps before this one is over; SQLite has one writer anyway."""
+    connection.execute(select(users.c.id).where(users.c.id == user).with_for_update(key_share=True))
+
+
 def point(connection: Connection, user: str, alias: str, revision: str) -> str:
     """Let an alias point to a revision; return the one before, empty for none."""
+    lock(connection, user)
     where = (aliases.c.user == user) & (aliases.c.alias == alias)
     before = connection.execute(select(aliases.c.revision).where(where)).scalar()
     values = {"revision": revision, "previous": before or "", "changed": time.time()}
@@ -154,6 +160,7 @@ def delete_alias(connection: Connection, user: str, alias: str) -> str:
     Raises:
         CallerError: there is no such alias.
     """
+    lock(connection, user)
     where = (aliases.c.user == user) & (aliases.c.alias == alias)
     found = connection.execute(select(aliases.c.revision).where(where)).scalar()
     if found is None:

@@ -221,13 +221,16 @@ def next_runs(connection: Connection) -> list[tuple[float, str]]:
 def fire(connection: Connection, names: Sequence[str], now: float) -> tuple[list[Sent], list[tuple[float, str]]]:
     """Make activations of the schedules that are due, and set their next runs.
 
+    Another server of the same database that fires them at the same time waits, and finds them fired.
+
     Return the activations that begin now, and the next runs with the schedules' ids.
     """
     found: list[Any] = []
-    for chunk in _chunks(names):
+    for chunk in _chunks(sorted(names)):  # in one order, so that no two wait for each other
         test = schedules.c.id.in_(chunk) & (schedules.c.state == ACTIVE) & (schedules.c.next_run > 0)
         query = select(*schedules.c, users.c.name.label("owner"), users.c.workers)
-        found += connection.execute(query.join(users, users.c.id == schedules.c.user).where(test))
+        query = query.join(users, users.c.id == schedules.c.user).where(test).order_by(schedules.c.id)
+        found += connection.execute(query.with_for_update(of=schedules))
     due = [row for row in found if row.next_run <= now]
     live, queued = _live(connection, [row.id for row in due if row.overlap != "allow"])
     added: list[dict[str, Any]] = []
