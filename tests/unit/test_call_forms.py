@@ -90,6 +90,17 @@ def test_any_document_is_read(found: Any) -> None:
         assert made.target.isascii()
 
 
+def test_small_documents_do_not_become_large() -> None:
+    """References to one large part cost no more than the fields that are shown."""
+    part = {"type": "object", "properties": {f"x{number}": {"enum": list(range(1000))} for number in range(1000)}}
+    body = {"content": {"application/json": {"schema": {"$ref": "#/components/schemas/Part"}}}}
+    paths = {f"/{number}": {"post": {"requestBody": body}} for number in range(1000)}
+    found = forms.operations(json.dumps({"paths": paths, "components": {"schemas": {"Part": part}}}).encode())
+    assert sum(len(one.fields) for one in found) <= forms.MOST_OF_ALL + forms.MOST_FIELDS
+    assert max(len(one.fields) for one in found) == forms.MOST_FIELDS
+    assert {len(field.choices) for field in found[0].fields} == {forms.MOST_CHOICES}
+
+
 @pytest.mark.parametrize("text", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b'{"paths": 3}', b'{"paths": {"/": []}}'])
 def test_other_texts_have_no_operations(text: bytes) -> None:
     """What is no description has no form."""

@@ -11,6 +11,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from starlette.responses import Response
@@ -26,11 +27,14 @@ from atoll.server.pages.serving import kept
 from atoll.server.pages.serving.forms import Call
 from atoll.server.pages.visit import Visit
 from atoll.terminal_text import cell, lines
+from atoll.work_threads import WorkThreads
 
 MOST_TEXT = 1 << 20
 """Bytes of an answer that are shown."""
 TYPE = "application/x-ndjson"
 _TEXTS = ("text/", "application/json", "application/x-ndjson", "application/xml", "application/javascript")
+_SHORT = 4096
+_threads = WorkThreads("answers", 2)
 _ACCEPT = b"text/event-stream, application/json;q=0.9, */*;q=0.5"
 
 
@@ -78,7 +82,9 @@ def asked(visit: Visit, revision: Revision, call: Call) -> Asked:
 async def events(visit: Visit, revision: Revision, call: Call) -> AsyncIterator[dict[str, Any]]:
     """Call an endpoint, and yield its head, its text as it comes, and its end."""
     gateway: Gateway = visit.state.parts["gateway"]
-    began, status, size, other = time.monotonic(), 0, 0, bytearray()
+    began, status, size = time.monotonic(), 0, 0
+    known: kept.Answers = visit.state.parts["page_answers"]
+    other = kept.Collected(known)
     pool = gateway.runners.pool(revision)
     try:
         runner = await pool.take()
@@ -87,18 +93,20 @@ async def events(visit: Visit, revision: Revision, call: Call) -> AsyncIterator[
                 status = answer.status
                 kind = _kind(answer)
                 yield {"event": "head", "status": status, "type": kind, "seconds": time.monotonic() - began}
-                async for text, content in _pieces(answer, kind):
+                async for text, content in _pieces(answer, kind, visit.user.user):
                     size += len(content)
                     if text:
                         yield {"event": "text", "text": text}
-                    elif not is_text(kind) and size <= kept.MOST_BYTES:
-                        other += content
+                    elif not is_text(kind):
+                        other.add(content)
                 cut = not answer.exchange.is_whole
                 answer.exchange.reusable = answer.exchange.reusable and not cut
         finally:
             pool.give_back(runner)
-        if other and len(other) == size:
-            yield _file(visit, revision, kind, bytes(other))
+        if size and other.size == size:
+            name = known.put(visit.user.user, kind, other)
+            where = address("endpoints", revision.alias or revision.id, "answers", name)
+            yield {"event": "file", "element": kept.element_of(kind), "address": where}
         note = f"only the first {size_text(MOST_TEXT)} are shown" if cut and is_text(kind) else ""
         yield {"event": "end", "seconds": time.monotonic() - began, "bytes": size, "note": note}
     except errors.AtollError as error:
@@ -107,6 +115,7 @@ async def events(visit: Visit, revision: Revision, call: Call) -> AsyncIterator[
         message = "the function did not answer in time"
         yield {"event": "failed", "message": message, "hint": "see its output", "seconds": time.monotonic() - began}
     finally:
+        other.drop()
         pool.figures.note(time.monotonic() - began, status, time.monotonic())
 
 
@@ -121,24 +130,19 @@ def is_text(kind: str) -> bool:
     return not plain or plain.startswith(_TEXTS) or plain.endswith(("+json", "+xml"))
 
 
-async def _pieces(answer: Answer, kind: str) -> AsyncIterator[tuple[str, bytes]]:
+async def _pieces(answer: Answer, kind: str, user: str) -> AsyncIterator[tuple[str, bytes]]:
     """Yield the pieces of an answer as they come, each with its text; that is empty where it is none."""
     decoder, size = codecs.getincrementaldecoder("utf-8")("replace"), 0
     readable = is_text(kind)
     async for piece in answer.exchange.pieces():
         size += len(piece)
-        text = decoder.decode(piece) if readable else ""
-        yield lines(text.replace("\r\n", "\n")), piece
+        text = decoder.decode(piece).replace("\r\n", "\n") if readable else ""
+        if len(text) < _SHORT:
+            yield lines(text), piece
+        else:  # escapes of many characters take a while
+            yield await _threads.run(user, partial(lines, text)), piece
         if readable and size >= MOST_TEXT:
             return
-
-
-def _file(visit: Visit, revision: Revision, kind: str, content: bytes) -> dict[str, Any]:
-    """Keep an answer that is no text, and return the event that tells where it is."""
-    known: kept.Answers = visit.state.parts["page_answers"]
-    name = known.put(visit.user.user, kind, content)
-    where = address("endpoints", revision.alias or revision.id, "answers", name)
-    return {"event": "file", "element": kept.element_of(kind), "address": where}
 
 
 async def whole(visit: Visit, revision: Revision, call: Call) -> Shown:

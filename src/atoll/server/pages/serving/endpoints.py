@@ -28,12 +28,14 @@ from atoll.server.pages.serving.whose import whose_of
 from atoll.server.pages.visit import Visit, not_found, route
 from atoll.server.principal import ADMIN, Principal
 from atoll.server.requests import while_connected
+from atoll.work_threads import WorkThreads
 
-MOST_DOCUMENT, MOST_DOCUMENTS = 1 << 20, 64
+MOST_DOCUMENT, MOST_DOCUMENTS = 512 << 10, 64
 """Bytes of a description, and descriptions that are remembered."""
 RECENT_SLOTS = 2
 MOST_REVISIONS, MOST_WORKERS = 30, 12
 LOOK_SECONDS = 2.0
+_threads = WorkThreads("descriptions", 1)
 
 
 def routes() -> list[BaseRoute]:
@@ -252,7 +254,9 @@ async def _operations(visit: Visit, revision: Revision, *, starts: bool) -> list
             status = answer.status
     finally:
         pool.give_back(runner)
-    found = forms.operations(bytes(document)) if status == 200 else []
+    if status != 200:
+        document.clear()
+    found = await _threads.run(visit.user.user, partial(forms.operations, bytes(document)))
     known.put(revision.id, found)
     return found
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -15,6 +16,8 @@ from atoll import errors
 from atoll.terminal_text import cell
 
 MOST_OPERATIONS, MOST_FIELDS, MOST_CHOICES = 40, 48, 100
+MOST_OF_ALL = 400
+"""Fields of all operations together: references make a small document large."""
 METHODS = ("POST", "GET", "PUT", "PATCH", "DELETE")
 PARTS = ("path", "query", "body")
 """Places of a request that a field's value goes to."""
@@ -97,11 +100,12 @@ def operations(document: bytes) -> list[Operation]:
 
 def _operations(root: dict[str, Any]) -> list[Operation]:
     found: list[Operation] = []
-    for path, methods in _pairs(root.get("paths")):
-        for method, operation in _pairs(methods):
+    left = MOST_OF_ALL
+    for path, methods in _pairs(root.get("paths"), MOST_OPERATIONS):
+        for method, operation in _pairs(methods, 2 * len(METHODS)):
             if method.upper() not in METHODS or not isinstance(operation, dict) or len(found) >= MOST_OPERATIONS:
                 continue
-            if not path.startswith("/") or len(path) > 300:
+            if not path.startswith("/") or len(path) > 300 or left <= 0:
                 continue
             shared = methods.get("parameters")
             fields = [
@@ -110,11 +114,12 @@ def _operations(root: dict[str, Any]) -> list[Operation]:
             ]
             title, note = _text(operation.get("summary"), 100), _text(operation.get("description"), 400)
             found.append(Operation(method.upper(), path, title, note, tuple(fields[:MOST_FIELDS])))
+            left -= len(fields)
     return sorted(found, key=lambda one: (one.path != "/", one.method != "POST"))
 
 
-def _pairs(value: Any) -> list[tuple[str, Any]]:
-    return [(str(key), one) for key, one in value.items()] if isinstance(value, dict) else []
+def _pairs(value: Any, most: int = MOST_FIELDS) -> list[tuple[str, Any]]:
+    return [(str(key), one) for key, one in islice(value.items(), most)] if isinstance(value, dict) else []
 
 
 def _list(value: Any) -> list[Any]:
@@ -131,8 +136,8 @@ def _resolved(root: dict[str, Any], schema: Any) -> dict[str, Any]:
         if not isinstance(schema, dict):
             return {}
         reference = schema.get("$ref")
-        several = [one for one in _list(schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf")) if one]
-        several = [one for one in several if not (isinstance(one, dict) and one.get("type") == "null")]
+        several = _list(schema.get("anyOf") or schema.get("oneOf") or schema.get("allOf"))[:MOST_CHOICES]
+        several = [one for one in several if one and not (isinstance(one, dict) and one.get("type") == "null")]
         if isinstance(reference, str) and reference.startswith("#/"):
             target: Any = root
             for part in reference[2:].split("/"):
@@ -148,7 +153,7 @@ def _resolved(root: dict[str, Any], schema: Any) -> dict[str, Any]:
 
 def _parameters(root: dict[str, Any], parameters: list[Any]) -> list[Field]:
     found = []
-    for one in parameters:
+    for one in parameters[:MOST_FIELDS]:
         given = _resolved(root, one)
         place, name = given.get("in"), given.get("name")
         if place in ("path", "query") and isinstance(name, str) and 0 < len(name) <= 100:
@@ -175,7 +180,7 @@ def _body(root: dict[str, Any], body: Any) -> list[Field]:
 
 def _field(root: dict[str, Any], place: str, name: str, schema: Any, *, required: bool, note: Any = "") -> Field:
     found = _resolved(root, schema)
-    choices = [one for one in _list(found.get("enum")) if isinstance(one, str | int | float | bool)][:MOST_CHOICES]
+    choices = [one for one in _list(found.get("enum"))[:MOST_CHOICES] if isinstance(one, str | int | float | bool)]
     kind = {"string": "line", "integer": "integer", "number": "number", "boolean": "choice"}.get(
         str(found.get("type")), "json"
     )

@@ -13,8 +13,8 @@ from secrets import token_urlsafe
 
 from atoll.server.pages import guard
 
-MOST_BYTES = 16 << 20
-"""Bytes of an answer that is kept."""
+MOST_BYTES, MOST_OF_ALL_BYTES = 16 << 20, 96 << 20
+"""Bytes of an answer that is kept, and of all together, those that are on their way included."""
 MOST_OF_USER, MOST_OF_ALL = 4, 32
 KEPT_SECONDS = 300.0
 MEDIA = {
@@ -53,15 +53,57 @@ def element_of(kind: str) -> str:
     return MEDIA.get(kind.partition(";")[0].strip().lower(), "")
 
 
+class Collected:
+    """An answer on its way, as far as there is room for it."""
+
+    def __init__(self, answers: Answers) -> None:
+        self._answers, self._full = answers, False
+        self.content = bytearray()
+
+    @property
+    def size(self) -> int:
+        """Bytes that are there; 0 where there was no room for all."""
+        return len(self.content)
+
+    def add(self, piece: bytes) -> None:
+        """Add a piece, or forget the answer where it is too large."""
+        if self._full:
+            return
+        if len(self.content) + len(piece) > MOST_BYTES or not self._answers.has_room(len(piece)):
+            self.drop()
+            self._full = True
+            return
+        self.content += piece
+        self._answers.collected += len(piece)
+
+    def drop(self) -> None:
+        """Forget it."""
+        self._answers.collected -= len(self.content)
+        self.content = bytearray()
+
+
 class Answers:
     """The answers that are kept."""
 
     def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
         self._known: OrderedDict[str, Answer] = OrderedDict()
         self._now = now
+        self.collected = 0
+        """Bytes of answers that are on their way."""
 
-    def put(self, user: str, kind: str, content: bytes) -> str:
+    def has_room(self, size: int) -> bool:
+        """Return whether there is room for so many more bytes; the oldest answers go for it."""
+        while self._known and self._bytes() + size > MOST_OF_ALL_BYTES:
+            self._known.popitem(last=False)
+        return self._bytes() + size <= MOST_OF_ALL_BYTES
+
+    def _bytes(self) -> int:
+        return self.collected + sum(len(one.content) for one in self._known.values())
+
+    def put(self, user: str, kind: str, collected: Collected) -> str:
         """Keep an answer; return its name. The oldest go where there are too many."""
+        content = bytes(collected.content)
+        collected.drop()
         shown = kind.partition(";")[0].strip().lower()
         name = token_urlsafe(18)
         self._known[name] = Answer(user, shown if shown in MEDIA else "", content, self._now() + KEPT_SECONDS)
