@@ -130,6 +130,7 @@ tools: $(VENV)/.installed ## programs that this machine lacks and some tests use
 .PHONY: bench
 bench: $(VENV)/.bench ## benchmarks beside their peers (SUITE="calls sync", BENCH="--rounds 5")
 	@.ci/tools $(VENV)
+	@.ci/tools $(VENV) redis-server:redis-server
 	@for suite in $(SUITE); do $(BIN)/python -u benchmarks/$$suite.py $(BENCH) || exit; done
 
 .PHONY: lock

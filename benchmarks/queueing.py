@@ -1,4 +1,6 @@
-"""Requests through the server's queue: seconds from the submit to the answer, and submits and answers a second.
+"""Requests through the server's queue, beside Celery and procrastinate: seconds from the submit to the answer, and a rate.
+
+    make bench SUITE=queueing
 
 The function is an app of this process that answers at once, so what is measured is the queue: a request on the disk, its
 way to a runner and back, its end on the disk, and the client's questions.
@@ -10,14 +12,16 @@ import contextlib
 import http.client
 import json
 import sys
+import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from table import Comparison, Samples, command_line, finish
+from queue_peers import Peer, celery, procrastinate
+from table import Comparison, Row, Samples, command_line, finish, say
 from tests.server.queue_app import Front, front
 
 BODY = b'{"x": 1}'
@@ -58,44 +62,88 @@ def served(places: int) -> Iterator[tuple[Front, str]]:
 
 def latencies(made: Front, path: str, count: int) -> list[float]:
     """Return the seconds from submit to answer of requests one after the other."""
-    found = []
     with contextlib.closing(Client(made, path)) as client:
-        for _ in range(count):
-            began = time.perf_counter()
-            assert client.answer(client.submit()) == BODY
-            found.append(time.perf_counter() - began)
-    return found
+        return list(timed(lambda: client.answer(client.submit()), count))
+
+
+def timed(work: Callable[[], object], count: int) -> Iterator[float]:
+    """Yield the seconds that a piece of work takes, each time."""
+    for _ in range(count):
+        began = time.perf_counter()
+        work()
+        yield time.perf_counter() - began
 
 
 def rate(made: Front, path: str, clients: int, count: int) -> float:
-    """Return how many requests a second are submitted and answered by several clients, all submitted first."""
+    """Return how many requests a second are submitted and answered by several clients, each submitting all first."""
 
     def work() -> None:
         with contextlib.closing(Client(made, path)) as client:
-            requests = [client.submit() for _ in range(count)]
-            for one in requests:
+            for one in [client.submit() for _ in range(count)]:
                 assert client.answer(one) == BODY
 
-    threads = [threading.Thread(target=work) for _ in range(clients)]
+    return clients * count / at_once(work, clients)
+
+
+def rate_of(peer: Peer, count: int) -> float:
+    """Return the same of a peer, whose one client submits all first: Celery's waits for results in one thread."""
+    began = time.perf_counter()
+    for wait in [peer.submit(BODY.decode()) for _ in range(count)]:
+        wait()
+    return count / (time.perf_counter() - began)
+
+
+def at_once(work: Callable[[], None], times: int) -> float:
+    """Return the seconds that a piece of work takes several threads at once."""
+    threads = [threading.Thread(target=work) for _ in range(times)]
     began = time.perf_counter()
     for one in threads:
         one.start()
     for one in threads:
         one.join()
-    return clients * count / (time.perf_counter() - began)
+    return time.perf_counter() - began
 
 
 def main() -> int:
-    options = command_line("Measure the server's queue.", 300).parse_args()
-    count = 8 if options.tiny else max(8, options.rounds)
-    times, rates = Samples("submit to answer"), Samples("submitted and answered, 8 clients")
-    with served(16) as (made, path):
-        latencies(made, path, 2 if options.tiny else 20)
-        times.seconds += latencies(made, path, count)
-        rates.seconds.append(1 / rate(made, path, 8, max(1, count // 4)))
-    rows = [Comparison(times), Comparison(rates, amount=1.0, unit="requests/s")]
+    options = command_line("Measure the server's queue, beside Celery and procrastinate.", 20).parse_args()
+    rounds = 1 if options.tiny else max(1, options.rounds)
+    block, clients, each = (2, 2, 2) if options.tiny else (20, 8, 25)
+    rows: list[Row] = []
+    with contextlib.ExitStack() as stack:
+        place = Path(
+            stack.enter_context(tempfile.TemporaryDirectory(prefix="atoll-bench-", ignore_cleanup_errors=True))
+        )
+        kinds = [celery, procrastinate]
+        places = [place / str(number) for number in range(len(kinds))]
+        for one in places:
+            one.mkdir()
+        place.chmod(0o755)
+        found = [stack.enter_context(kind(one)) for kind, one in zip(kinds, places, strict=True)]
+        peers = [peer for peer in found if peer is not None]
+        made, path = stack.enter_context(served(16))
+        times, rates = Samples("submit to answer"), Samples(f"submitted and answered, {clients} clients")
+        theirs = [(peer, Samples(peer.name), Samples(peer.name)) for peer in peers]
+        for number in range(rounds + 1):
+            say(f"round {number} of {rounds}")
+            taken = latencies(made, path, block)
+            others = [list(timed(lambda peer=peer: peer.submit(BODY.decode())(), block)) for peer in peers]  # type: ignore[misc]
+            if number:
+                times.seconds += taken
+                for (_, samples, _), seconds in zip(theirs, others, strict=True):
+                    samples.seconds += seconds
+        for _ in range(max(1, rounds // 5)):
+            rates.seconds.append(1 / rate(made, path, clients, each))
+            for peer, _, samples in theirs:
+                samples.seconds.append(1 / rate_of(peer, clients * each))
+        best = min((samples for _, samples, _ in theirs), key=lambda one: one.median, default=None)
+        rows += [Comparison(times, samples, aim=0.7 if samples is best else None) for _, samples, _ in theirs]
+        rows += [Comparison(rates, samples, amount=1.0, unit="requests/s") for _, _, samples in theirs]
+        if not theirs:
+            rows += [Comparison(times), Comparison(rates, amount=1.0, unit="requests/s")]
     notes = [
-        f"{count} requests one after the other; the client asks for the state by its stream, and then for the answer."
+        f"{rounds} rounds of {block} requests one after the other, taking turns; the first is not counted.",
+        "Atoll's client asks for the state by its stream, and then for the answer; both ends are on the disk.",
+        *(f"{name} is not here." for name, peer in zip(("Redis", "PostgreSQL"), found, strict=True) if peer is None),
     ]
     return finish(rows, notes, options)
 
