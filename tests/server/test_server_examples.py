@@ -142,7 +142,7 @@ def test_addresses_name_endpoints(url: str, name: str) -> None:
 def test_every_example_is_run_here() -> None:
     """No program of `examples/server/` is without a test."""
     tests = [Path(__file__), Path(__file__).with_name("test_language_model.py")]
-    run = set(re.findall(r'"(\w+\.(?:py|sh))"', "".join(path.read_text() for path in tests)))
+    run = set(re.findall(r'\.run\("([^"]+)"', "".join(path.read_text() for path in tests)))
     scripts = "".join((EXAMPLES / name).read_text() for name in run)
     for path in EXAMPLES.glob("*.*"):
         assert path.name in run or path.name in scripts, path.name

@@ -74,6 +74,24 @@ function showFile(event) {
   shown.hidden = true;
 }
 
+// Pieces of a text are put on the page together, a while after each other: each change is a layout of the whole text, and a
+// slow machine has time left for buttons.
+let pending = "";
+let timer = 0;
+let wait = 50;
+
+function put() {
+  clearTimeout(timer);
+  timer = 0;
+  if (!pending) return;
+  const began = performance.now();
+  const below = shown.scrollHeight - shown.scrollTop - shown.clientHeight < 40;
+  shown.append(pending);
+  pending = "";
+  if (below) shown.scrollTop = shown.scrollHeight;
+  wait = Math.min(2000, Math.max(50, 4 * (performance.now() - began)));
+}
+
 async function called(signal) {
   let head = null;
   const began = performance.now();
@@ -92,12 +110,12 @@ async function called(signal) {
       head = event;
       tell(head, `answers since ${secondsText(event.seconds)}${event.type ? `, ${event.type}` : ""}`);
     } else if (event.event === "text") {
-      const below = shown.scrollHeight - shown.scrollTop - shown.clientHeight < 40;
-      shown.append(event.text);
-      if (below) shown.scrollTop = shown.scrollHeight;
+      pending += event.text;
+      timer ||= setTimeout(put, wait);
     } else if (event.event === "file") {
       showFile(event);
     } else if (event.event === "end") {
+      put();
       shown.textContent = pretty(shown.textContent, head.type);
       tell(head, `${secondsText(event.seconds)}, ${sizeText(event.bytes)}${head.type ? `, ${head.type}` : ""}`);
       wrong(event.note, "");
@@ -128,6 +146,7 @@ callForm.addEventListener("submit", async (submitted) => {
   } catch (error) {
     wrong(control.signal.aborted ? "stopped" : "the connection was lost", control.signal.aborted ? "" : "try again");
   }
+  put();
   stopper.removeEventListener("click", end);
   stopper.hidden = true;
   button.disabled = false;
