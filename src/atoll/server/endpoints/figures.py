@@ -87,18 +87,25 @@ class Point(NamedTuple):
 class _Slot:
     """A slot; `kinds` are requests by the first digit of their status, 0 for no answer."""
 
-    __slots__ = ("end", "kinds", "number", "seconds", "times", "waiting")
+    __slots__ = ("end", "kinds", "number", "point", "seconds", "times", "waiting")
 
     def __init__(self, number: int) -> None:
         self.number, self.end = number, (number + 1) * SLOT_SECONDS
         self.kinds = [0] * KINDS
         self.waiting, self.seconds = 0, 0.0
         self.times: array[int] | None = None
+        self.point: Point | None = None  # of one that is over
 
     @property
     def failed(self) -> int:
         """Requests without an answer, or with one from 500 on."""
         return self.kinds[0] + sum(self.kinds[5:])
+
+    def figures(self, seconds: float) -> Point:
+        """Return the figures, of so many seconds."""
+        times = self.times
+        shares = (None, None) if times is None else (share(times, 0.5), share(times, 0.95))
+        return Point(seconds, sum(self.kinds), self.failed, self.waiting, *shares)
 
 
 class Sums:
@@ -177,10 +184,12 @@ class Series:
             if slot is None or slot.number != number:
                 found.append(Point())
                 continue
-            seconds = SLOT_SECONDS if number < last else max(now - number * SLOT_SECONDS, _LEAST_SECONDS)
-            times = slot.times
-            shares = (None, None) if times is None else (share(times, 0.5), share(times, 0.95))
-            found.append(Point(seconds, sum(slot.kinds), slot.failed, slot.waiting, *shares))
+            if number == last:
+                found.append(slot.figures(max(now - number * SLOT_SECONDS, _LEAST_SECONDS)))
+                continue
+            if slot.point is None:
+                slot.point = slot.figures(SLOT_SECONDS)
+            found.append(slot.point)
         return found
 
     def recent(self, slots: int, now: float | None = None) -> tuple[float, float | None, float | None]:

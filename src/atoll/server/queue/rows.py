@@ -101,7 +101,7 @@ def newest(
         query = query.where(queued.c.state != OVER if state == "open" else queued.c.state == OVER)
     if state == "failed":
         query = query.where(queued.c.error != "")
-    query = query.order_by(queued.c.submitted.desc(), queued.c.id).limit(limit).offset(offset)
+    query = query.order_by(queued.c.submitted.desc()).limit(limit).offset(offset)
     return [Listed(**{**row._mapping, "finished": row.finished or 0.0}) for row in connection.execute(query)]
 
 

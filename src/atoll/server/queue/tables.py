@@ -10,7 +10,7 @@ queued = Table(
     "queued",
     metadata,
     Column("id", String(36), primary_key=True),  # a UUID
-    Column("owner", String(64), ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("owner", String(64), ForeignKey("users.id", ondelete="CASCADE"), nullable=False),
     Column("alias", String(63), nullable=False),  # of the endpoint, or a revision's id, as it was asked
     Column("caller", String(64), nullable=False),  # the id of the user who asked; empty for anybody
     Column("priority", Integer, nullable=False),  # 0 before 1
@@ -36,5 +36,6 @@ queued = Table(
     Column("seconds", Double, nullable=False),  # that the function took
     Column("logs", Text, nullable=False),  # JSON
 )
+Index("ix_queued_owner_submitted", queued.c.owner, queued.c.submitted)
 Index("ix_queued_state", queued.c.state, queued.c.submitted)
 Index("ix_queued_finished", queued.c.finished)
