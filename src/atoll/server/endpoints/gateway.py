@@ -21,14 +21,15 @@ from starlette.types import Receive, Scope, Send
 from atoll import errors
 from atoll.server.addresses import source
 from atoll.server.database.database import Database
-from atoll.server.endpoints import cors, rows
-from atoll.server.endpoints.credentials import authorization_of
+from atoll.server.endpoints import rows
+from atoll.server.endpoints.callers import cors
+from atoll.server.endpoints.callers.credentials import authorization_of
+from atoll.server.endpoints.callers.rates import Rates
+from atoll.server.endpoints.callers.tokens import Tokens
 from atoll.server.endpoints.exchange import RunnerGone
 from atoll.server.endpoints.passing import Answer, Asked, passed, send_on, without_credentials
-from atoll.server.endpoints.rates import Rates
 from atoll.server.endpoints.rows import Revision
 from atoll.server.endpoints.runners import Runners
-from atoll.server.endpoints.tokens import Tokens
 from atoll.server.files.transfers import transfers_of
 from atoll.server.logs import CutOff
 from atoll.server.principal import API, Principal

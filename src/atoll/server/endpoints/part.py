@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from atoll.server.database.database import DIRECTORY
+from atoll.server.endpoints.callers.tokens import Tokens
 from atoll.server.endpoints.gateway import Gateway
 from atoll.server.endpoints.routes import MOST_BYTES, REVISIONS, routes
 from atoll.server.endpoints.runners import Runners
-from atoll.server.endpoints.tokens import Tokens
 from atoll.server.endpoints.websockets import Sockets
 from atoll.server.state import ServerState
 

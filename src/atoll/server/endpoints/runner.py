@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll import errors
-from atoll.server.call_ends import failure_of
+from atoll.detached.ends import failure_of
 from atoll.server.cluster.links.own_line import open_line
 from atoll.server.endpoints.exchange import Exchange, RunnerGone
 from atoll.server.endpoints.spools import keep, link_to, sealed

@@ -21,7 +21,7 @@ from typing import Any
 from uuid import uuid4
 
 from atoll import errors
-from atoll.server.call_ends import failure_of
+from atoll.detached.ends import failure_of
 from atoll.server.database.database import Database
 from atoll.server.endpoints import bodies, rows
 from atoll.server.endpoints.failing import STABLE_SECONDS, Failing

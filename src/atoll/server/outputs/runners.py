@@ -13,7 +13,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from atoll import errors
-from atoll.server.call_ends import failure_of
+from atoll.detached.ends import failure_of
 from atoll.server.endpoints.rows import Revision
 from atoll.server.outputs.bodies import Outputs, RunnerOutput
 from atoll.server.principal import Principal

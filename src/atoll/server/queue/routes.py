@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import Receive, Scope, Send
 
 from atoll import errors
-from atoll.server.endpoints import cors
+from atoll.server.endpoints.callers import cors
 from atoll.server.endpoints.gateway import Gateway, Place
 from atoll.server.endpoints.passing import without_credentials
 from atoll.server.endpoints.rows import Revision

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atoll import errors
-from atoll.server.call_ends import failure_of
+from atoll.detached.ends import failure_of
 from atoll.server.endpoints.spools import keep, sealed
 from atoll.server.principal import Principal
 from atoll.server.schedules.rows import Ended, Sent

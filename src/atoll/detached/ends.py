@@ -1,4 +1,4 @@
-"""Ends of detached calls in words, as a server tells them."""
+"""Ends of detached calls in words."""
 
 from __future__ import annotations
 
