@@ -26,7 +26,7 @@ from atoll.sdk.apps.scheduling import schedule
 from ..waiting import PATIENCE_SECONDS, soak, until
 from .queue_app import Front, front
 
-ROUNDS = int(os.environ.get("ATOLL_CRASH_ROUNDS", soak("2", "100")))
+ROUNDS = int(os.environ.get("ATOLL_CRASH_ROUNDS", soak("1", "100")))
 REQUESTS = int(os.environ.get("ATOLL_CRASH_REQUESTS", soak("40", "500")))
 SEED = int(os.environ.get("ATOLL_CRASH_SEED", "14"))
 CLIENTS = 4
