@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from urllib.parse import parse_qsl, unquote_to_bytes, urlencode
 
 from starlette.types import Send
@@ -35,6 +36,7 @@ _OF_ORIGIN = {
     ),
 }
 """Headers of an answer that a browser heeds for all pages of its host."""
+SHORT_NAME = 64
 SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 """The policy of pages of functions at the server's own host: else their scripts would act in the name of who reads them."""
 QUERY_KEYS = ("fal_key_id", "fal_key_secret", "fal_jwt_token")
@@ -82,7 +84,7 @@ class Asked:
         }
         has_host = False
         for name, value in self.headers:
-            if name in HOP or name in named or is_ours(name):
+            if name in named or (_is_dropped(name) if len(name) <= SHORT_NAME else is_ours(name)):
                 continue
             if name == b"authorization" and not (self.is_public and is_functions(value)):
                 continue
@@ -114,6 +116,12 @@ def is_ours(name: bytes) -> bool:
     """
     plain = name.replace(b"_", b"-") if b"_" in name else name
     return plain in _OURS or plain.startswith(_OUR_BEGINNINGS) or (plain is not name and plain in _READ_ALIKE)
+
+
+@lru_cache(maxsize=1024)
+def _is_dropped(name: bytes) -> bool:
+    """Return whether a header with a short name, remembered, is not passed on whatever it says."""
+    return name in HOP or is_ours(name)
 
 
 _READ_ALIKE = HOP | {b"authorization", b"cookie", b"host"}
