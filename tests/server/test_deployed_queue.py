@@ -50,7 +50,9 @@ def test_spawned_calls_wait_in_the_queue_of_their_app(server: Server, host: Any,
         assert done.returncode == 0, done.stderr
         return done.stdout
 
-    deploy(host.server, "shop", {"waits": isolated(host=host, network="none", max_concurrency=1)(waits)})
+    deploy(
+        host.server, "shop", {"waits": isolated(host=host, network="none", max_concurrency=1, machine_type="XS")(waits)}
+    )
     looked_up = Function.lookup("shop/waits", host)
     calls = [looked_up.spawn(number) for number in range(5)]
     until(lambda: (queue()["running"], queue()["waiting"]) == (1, 4))
@@ -97,7 +99,11 @@ def test_spawned_calls_wait_in_the_queue_of_their_app(server: Server, host: Any,
 
 def test_all_that_waits_is_cancelled(server: Server, host: Any, tmp_path: Path) -> None:  # noqa: F811
     """`atoll queue flush` ends the calls of a batch that wait; the one that runs goes on, though its app is gone."""
-    deploy(host.server, "store", {"waits": isolated(host=host, network="none", max_concurrency=1)(waits)})
+    deploy(
+        host.server,
+        "store",
+        {"waits": isolated(host=host, network="none", max_concurrency=1, machine_type="XS")(waits)},
+    )
     for file in server.volumes.glob("*/data/go"):
         file.unlink()
 

@@ -31,7 +31,9 @@ def revision(server: Server, name: str) -> dict[str, Any]:  # noqa: F811
 
 def test_a_kept_runner_that_fails_is_tried_ever_more_rarely(server: Server, host: Host) -> None:  # noqa: F811
     """The state of its revision says why and when; once the function starts there is none, without any request."""
-    made = isolated(host=host, exposed_port=8080, network="none")(fails_at_first).serve("kept", min_concurrency=1)
+    made = isolated(host=host, exposed_port=8080, network="none", machine_type="XS")(fails_at_first).serve(
+        "kept", min_concurrency=1
+    )
     until(lambda: (revision(server, made.revision)["failing"] or {}).get("failures", 0) >= 3)
     shown = revision(server, made.revision)
     assert (shown["runners"], shown["failing"]["next_try"] > 0) == (0, True)
@@ -42,7 +44,7 @@ def test_a_kept_runner_that_fails_is_tried_ever_more_rarely(server: Server, host
     assert ask(server, "/operator/kept")[0] == 503  # a request tries at once
     until(lambda: starts.read_text().count("start") > before)
     (starts.parent / "mended").touch()
-    function = isolated(host=host, exposed_port=8080, network="none")(fails_at_first)
+    function = isolated(host=host, exposed_port=8080, network="none", machine_type="XS")(fails_at_first)
     again = function.serve("kept", min_concurrency=1)  # a new revision does not wait
     until(lambda: runners(server, "kept") == 1)
     assert revision(server, again.revision)["failing"] is None
@@ -52,7 +54,9 @@ def test_a_kept_runner_that_fails_is_tried_ever_more_rarely(server: Server, host
 
 def test_a_kept_runner_that_ends_is_replaced(server: Server, host: Host) -> None:  # noqa: F811
     """Nobody asks, and there is another one: also after the end of server and node, but not of a retired revision."""
-    made = isolated(host=host, exposed_port=8080, network="none")(raw_server).serve("replaced", min_concurrency=1)
+    made = isolated(host=host, exposed_port=8080, network="none", machine_type="XS")(raw_server).serve(
+        "replaced", min_concurrency=1
+    )
 
     def call() -> str:
         found = server.ask("GET", f"/v1/revisions/{made.revision}/logs")[1]["runners"]

@@ -60,7 +60,9 @@ def said(server: Server, home: Path, *arguments: str) -> str:  # noqa: F811
 
 def test_the_output_of_runners_is_shown(server: Server, host: Any, tmp_path: Path) -> None:  # noqa: F811
     """By alias, by revision and by address: the last lines of those that run with their state; all with `--all`."""
-    made = isolated(host=host, exposed_port=8080, keep_alive=600, network="none")(serves).serve("loud")
+    made = isolated(host=host, exposed_port=8080, keep_alive=600, network="none", machine_type="XS")(serves).serve(
+        "loud"
+    )
     assert "has had no runner" in command(server, tmp_path, "function", "logs", "loud").stderr
     assert ask(server, "/operator/loud/first") == 200
     until(lambda: "asked for /first" in said(server, tmp_path, "function", "logs", "loud"))
@@ -86,7 +88,7 @@ def _second(server: Server, home: Path) -> str:  # noqa: F811
 
 def test_outputs_are_followed_from_runner_to_runner(server: Server, host: Any, tmp_path: Path) -> None:  # noqa: F811
     """`-f` goes on to runners that start later; each is named when the output changes to it."""
-    isolated(host=host, exposed_port=8080, keep_alive=600, network="none")(serves).serve("followed")
+    isolated(host=host, exposed_port=8080, keep_alive=600, network="none", machine_type="XS")(serves).serve("followed")
     key_id, secret = server.key
     own = {"ATOLL_HOST": server.url, "ATOLL_KEY_ID": key_id, "ATOLL_KEY_SECRET": secret, "ATOLL_HOME": str(tmp_path)}
     env = {**os.environ, **server.client_variables, **own, "ATOLL_CA_FILE": str(server.ca_file)}
@@ -107,7 +109,7 @@ def test_outputs_are_followed_from_runner_to_runner(server: Server, host: Any, t
 
 def test_a_runner_that_fails_names_the_command_that_tells_why(server: Server, host: Any, tmp_path: Path) -> None:  # noqa: F811
     """The hint's command shows the output of the runner that is over, and its error."""
-    isolated(host=host, exposed_port=8080, network="none")(fails).serve("broken")
+    isolated(host=host, exposed_port=8080, network="none", machine_type="XS")(fails).serve("broken")
     status, body = server.ask("GET", "/operator/broken")
     assert status == 503
     assert "ended before its server listened: ValueError: no model" in body["detail"]
@@ -126,8 +128,8 @@ def _of_failed(text: str) -> list[str]:
 
 def test_apps_show_the_same(server: Server, host: Any, tmp_path: Path) -> None:  # noqa: F811
     """`atoll apps logs` shows runners of a served function, and the last run of a scheduled one; others say where to look."""
-    served = isolated(host=host, exposed_port=8080, keep_alive=600, network="none")(serves)
-    ticks = isolated(host=host, network="none", schedule="* * * * * *")(_tick)
+    served = isolated(host=host, exposed_port=8080, keep_alive=600, network="none", machine_type="XS")(serves)
+    ticks = isolated(host=host, network="none", schedule="* * * * * *", machine_type="XS")(_tick)
     deploy(host.server, "loudly", {"web": served, "tick": ticks, "price": isolated(host=host)(_price)})
     try:
         assert ask(server, "/operator/web/x") == 200
@@ -155,7 +157,7 @@ def _price() -> int:
 
 def test_outputs_are_their_owners(server: Server, host: Host) -> None:  # noqa: F811
     """Another user hears that there is no such revision; a wrong `seen` is refused."""
-    made = isolated(host=host, exposed_port=8080, network="none")(serves).serve("mine")
+    made = isolated(host=host, exposed_port=8080, network="none", machine_type="XS")(serves).serve("mine")
     other = host_of(server, "lena")
     for name in ("mine", made.revision):
         with pytest.raises(errors.CallerError, match="no alias or revision"):

@@ -1,1 +1,1 @@
-"""Who may call an endpoint: credentials, tokens of browsers, pages of other sites, and rates."""
+"""Callers of endpoints: their credentials, tokens of browsers, pages of other sites, and rates."""
