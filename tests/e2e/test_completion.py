@@ -280,7 +280,13 @@ def test_every_argument_has_a_kind() -> None:
     commands = table.commands(command_table())
     plain = {one.path for one in commands if one.positional[:1] == (table.NOTHING,)}
     names = {"data snapshot", "users add", "secrets set", "secrets delete", "node join", "nodes add"}
-    of_server = ("alias ", "apps ", "crons ")  # ids and names at a server, which a press of a key does not ask
+    of_server = (
+        "alias ",
+        "apps ",
+        "crons ",
+        "function logs",
+        "queue ",
+    )  # ids and names at a server, which a press of a key does not ask
     files = {"deploy", "function serve", "function schedule"}  # a file is completed by the shell itself
     assert {one for one in plain if not one.startswith(of_server)} <= names | files
     assert {one.path for one in commands} >= {"", "run", "data", "data rm", "env prune", "completion"}
