@@ -77,10 +77,10 @@ class _Stream:
         line, ours = self._line, self._ours
         ended = False
         with contextlib.suppress(ChannelClosed, OSError):
-            while not line.over or self._came:
+            while True:
                 while self._came:
                     ours.sendall(self._came.popleft())
-                if line.whole and not ended:
+                if line.whole and not ended:  # also when the line's own end has come with this one
                     ended = True
                     ours.shutdown(socket.SHUT_WR)
                 if line.over or (not line.pump(None) and ours.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
