@@ -58,6 +58,16 @@ PNG = bytes.fromhex(
     "5a347d6b0000000049454e44ae426082"
 )
 
+ANSWERS = {
+    "/openapi.json": (200, "application/json", json.dumps(DESCRIPTION).encode()),
+    "/page": (200, "text/html", f"<h1>mine</h1>{EVIL}\u202e".encode()),
+    "/image": (200, "image/png", PNG),
+    "/file": (200, "application/x-evil", EVIL.encode()),
+    "/huge": (200, "application/octet-stream", b"x" * (17 << 20)),
+    "/fail": (500, "application/json", b'{"detail": "it failed"}'),
+    "/large": (200, "text/plain", b"x" * (3 << 20)),
+}
+
 
 class App:
     """The server. `go` lets `/stream` and `/wait` go on; `seen` has what was asked."""
@@ -65,7 +75,6 @@ class App:
     def __init__(self) -> None:
         self.go = threading.Event()
         self.begun = threading.Event()
-        self.gone = threading.Event()
         self.seen: list[tuple[str, str, bytes]] = []
         self.headers: list[dict[str, str]] = []
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -87,33 +96,31 @@ class App:
             protocol_version = "HTTP/1.1"
 
             def _answer(self) -> None:
-                body = self.rfile.read(int(self.headers.get("content-length") or 0))
+                body = self._body()
                 app.seen.append((self.command, self.path, body))
                 app.headers.append({name.lower(): value for name, value in self.headers.items()})
                 path = self.path.partition("?")[0]
-                if path == "/openapi.json":
-                    self._send(200, "application/json", json.dumps(DESCRIPTION).encode())
-                elif path == "/stream":
+                if path == "/stream":
                     with contextlib.suppress(OSError):
                         self._stream()
                 elif path == "/wait":
                     app.begun.set()
                     app.go.wait(PATIENCE_SECONDS)
                     self._send(200, "application/json", b"{}")
-                elif path == "/page":
-                    self._send(200, "text/html", f"<h1>mine</h1>{EVIL}\u202e".encode())
-                elif path == "/image":
-                    self._send(200, "image/png", PNG)
-                elif path == "/file":
-                    self._send(200, "application/x-evil", EVIL.encode())
-                elif path == "/huge":
-                    self._send(200, "application/octet-stream", b"x" * (17 << 20))
-                elif path == "/fail":
-                    self._send(500, "application/json", b'{"detail": "it failed"}')
-                elif path == "/large":
-                    self._send(200, "text/plain", b"x" * (3 << 20))
+                elif path in ANSWERS:
+                    self._send(*ANSWERS[path])
                 else:
                     self._send(200, "application/json", json.dumps({"path": self.path, "body": body.decode()}).encode())
+
+            def _body(self) -> bytes:
+                if self.headers.get("transfer-encoding") != "chunked":
+                    return self.rfile.read(int(self.headers.get("content-length") or 0))
+                body = b""
+                while size := int(self.rfile.readline(), 16):
+                    body += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return body
 
             def _send(self, status: int, kind: str, data: bytes) -> None:
                 with contextlib.suppress(OSError):
@@ -134,14 +141,10 @@ class App:
                     self.wfile.flush()
                     if number == 0:
                         app.begun.set()
-                        app.go.wait(PATIENCE_SECONDS)
+                        app.go.wait()  # at the latest until the end: who leaves must not have to wait
                 self.wfile.write(b"0\r\n\r\n")
 
             do_GET = do_POST = do_PUT = _answer
-
-            def finish(self) -> None:
-                super().finish()
-                app.gone.set()
 
             def log_message(self, *_: object) -> None:
                 """Say nothing."""

@@ -138,25 +138,40 @@ def test_wrong_fields_are_told(server: Served, ada: Visitor) -> None:
 
 
 def test_streamed_answers_come_as_they_are_made(server: Served, ada: Visitor) -> None:
-    """The first piece is there before the function makes the second; who leaves ends the request."""
-    app = server.app
+    """The first piece is there before the function makes the second; who leaves gives the worker's place back."""
+    server.serve("one", max_concurrency=1)
+    app, fields = server.app, {"token": ada.token("/endpoints/one"), "operation": "json", "path": "/stream"}
     app.go.clear()
-    token = ada.token("/endpoints/hello")
-    lines = Lines(ada, "/endpoints/hello/call", {"token": token, "operation": "json", "path": "/stream"})
-    try:
-        assert "piece 0 <script>" in lines.until("piece 0")
-        app.go.set()
-        lines.until('"end"')
-    finally:
-        lines.close()
+    lines = Lines(ada, "/endpoints/one/call", fields)
+    assert "piece 0 <script>" in lines.until("piece 0")
+    app.go.set()
+    lines.until('"end"')
+    lines.close()
     app.go.clear()
-    app.gone.clear()
-    lines = Lines(ada, "/endpoints/hello/call", {"token": token, "operation": "json", "path": "/stream"})
+    lines = Lines(ada, "/endpoints/one/call", fields)
     lines.until("piece 0")
     lines.close()
+    assert server.ask("GET", "/ada/one/after")[0] == 200
     app.go.set()
-    assert app.gone.wait(60)
-    until(lambda: call(ada, "/after", {})[0]["event"] == "head")
+
+
+def test_a_call_ends_with_its_key(server: Served, ada: Visitor) -> None:
+    """A call from the page ends when the key that its session began with is revoked."""
+    server.serve("revoked", max_concurrency=1)
+    made = re.search(r'<code id="made">([^<]+)', ada.post("/keys", {"token": ada.token("/keys"), "scope": "API"}).text)
+    assert made is not None
+    other = Visitor(server.page)
+    other.post("/login", {"token": other.token("/login"), "key": made[1]})
+    server.app.go.clear()
+    fields = {"token": other.token("/endpoints/revoked"), "operation": "json", "path": "/stream"}
+    lines = Lines(other, "/endpoints/revoked/call", fields)
+    lines.until("piece 0")
+    path = f"/keys/{made[1].partition(':')[0]}/revoke"
+    assert ada.post(path, {"token": ada.token("/keys")}).status == 303
+    lines.rest()
+    lines.close()
+    assert server.ask("GET", "/ada/revoked/after")[0] == 200
+    server.app.go.set()
 
 
 def test_forms_from_the_description(server: Served, ada: Visitor) -> None:
@@ -195,7 +210,7 @@ def test_figures_are_counted(server: Served, ada: Visitor) -> None:
     assert "requests a second: 0<" in before
     for path in ("/", "/fail"):
         server.ask("GET", f"/ada/counted{path}")
-    server.ask("POST", "/ada/counted/large-body", b"x" * (1 << 20))
+    assert server.ask("POST", "/ada/counted/large-body", b"x" * (1 << 20))[0] == 200
     call(ada, "/", {}, "counted")
     text = ada.get("/endpoints/counted").text
     assert not re.search("requests a second: 0<|failed: 0<|median: none", text)
