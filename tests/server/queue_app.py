@@ -85,9 +85,9 @@ class App:
         if parts.path.endswith("/cancel"):
             self.release()
             return 200, b"{}", ""
-        if parts.path == "/wait":
+        if parts.path in ("/wait", "/held"):
             self._released.wait(PATIENCE_SECONDS)
-        if parts.path == "/sleep":
+        if parts.path in ("/sleep", "/held"):
             time.sleep(0.02)  # a function that takes a while, so that a kill meets it
         if parts.path == "/drop" and times <= int(query.get("times", "1")):
             return None

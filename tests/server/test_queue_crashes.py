@@ -93,7 +93,7 @@ def _accepted(made: Front, path: str, this: Round, one: Wanted, headers: dict[st
     more = {"Idempotency-Key": f"{SEED}-{one.number}", **({"x-fal-no-retry": "1"} if one.is_single else {})}
     with contextlib.suppress(OSError, http.client.HTTPException, ValueError):
         with contextlib.closing(made.server.connection()) as connection:
-            connection.request("POST", f"{path}/sleep{hook}", json.dumps(one.number), {**headers, **more})
+            connection.request("POST", f"{path}/held{hook}", json.dumps(one.number), {**headers, **more})
             answer = connection.getresponse()
             data = json.loads(answer.read())
         assert answer.status == 200, data
@@ -113,7 +113,8 @@ def _kill(made: Front, chance: random.Random) -> None:
 
 
 def _round(made: Front, path: str, this: Round, chance: random.Random) -> None:
-    """Submit requests from several clients; kill the server while they come, and while they are served."""
+    """Submit requests from several clients; kill the server while they come, when all wait, and while they are served."""
+    made.app.hold()
     headers = made.user("operator")
     threads = [
         threading.Thread(target=_submit, args=(made, path, this, this.wanted[share::CLIENTS], headers))
@@ -127,6 +128,8 @@ def _round(made: Front, path: str, this: Round, chance: random.Random) -> None:
     for one in threads:
         one.join(2 * PATIENCE_SECONDS)
     assert not this.failures, this.failures
+    _kill(made, chance)
+    made.app.release()
     until(lambda: sum(made.app.count(one) > 0 for one in tuple(this.ids.values())) >= second)
     _kill(made, chance)
 
