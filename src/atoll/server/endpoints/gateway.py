@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from atoll.server.endpoints.callers.rates import Rates
 from atoll.server.endpoints.callers.tokens import Tokens
 from atoll.server.endpoints.exchange import RunnerGone
 from atoll.server.endpoints.passing import Answer, Asked, passed, send_on, without_credentials
+from atoll.server.endpoints.request_body import Body, beginning_of
 from atoll.server.endpoints.rows import Revision
 from atoll.server.endpoints.runners import Runners
 from atoll.server.files.transfers import transfers_of
@@ -37,8 +38,6 @@ from atoll.server.state import state_of
 
 KNOWN_SECONDS = 1.0
 """Seconds for which the revision of an alias is remembered: changes of this process are seen at once."""
-WATCHED_SECONDS = 0.1
-"""Seconds after which it is looked whether the client of an answer is still there."""
 MOST_KNOWN = 10_000
 MOST_NAME = 64
 """Characters of an owner's name or id, and of an alias or a revision's id."""
@@ -80,10 +79,14 @@ class Gateway:
         self.others: list[Callable[[Scope], bool]] = []
         """Return whether another part of the server answers a request although its address is below an endpoint's."""
         self._known: dict[tuple[str, str], tuple[float, Revision | None]] = {}
+        self._looks: dict[tuple[str, str], asyncio.Task[Revision | None]] = {}
+        self._age = 0
 
     def forget(self) -> None:
         """Look revisions up anew."""
         self._known.clear()
+        self._looks.clear()
+        self._age += 1
 
     # --- addresses ----------------------------------------------------------------------------------------------------
 
@@ -139,13 +142,28 @@ class Gateway:
             raise self.unknown()
         found = self.known(owner, name)
         if found is None:
-            now = time.monotonic()
-            found = await self._database.run(lambda connection: rows.find(connection, owner, name), writes=False)
-            if len(self._known) >= MOST_KNOWN:
-                self._known.clear()
-            self._known[owner, name] = now, found
+            look = self._looks.get((owner, name))
+            if look is None:  # requests at the same time share one look
+                look = self._looks[owner, name] = asyncio.ensure_future(self._look_up(owner, name))
+                look.add_done_callback(lambda done: self._looked_up(owner, name, done))
+            found = await asyncio.shield(look)
         if found is None:
             raise self.unknown()
+        return found
+
+    def _looked_up(self, owner: str, name: str, look: asyncio.Task[Revision | None]) -> None:
+        if self._looks.get((owner, name)) is look:
+            del self._looks[owner, name]
+        if not look.cancelled():
+            look.exception()  # whoever waits for it has it, too
+
+    async def _look_up(self, owner: str, name: str) -> Revision | None:
+        now, age = time.monotonic(), self._age
+        found = await self._database.run(lambda connection: rows.find(connection, owner, name), writes=False)
+        if len(self._known) >= MOST_KNOWN:
+            self._known.clear()
+        if age == self._age:  # else it was changed meanwhile
+            self._known[owner, name] = now, found
         return found
 
     def known(self, owner: str, name: str) -> Revision | None:
@@ -264,7 +282,7 @@ class Gateway:
 
     async def _serve(self, place: Place, scope: Scope, request: Request, send: Send) -> None:
         revision, caller = await self.admit(request, place)
-        first, more = await _beginning(request)
+        first, more = await beginning_of(request)
         body = Body(request, more)
         asked = asked_of(scope, revision, caller, place)
         with body.ending(asyncio.current_task()):
@@ -288,61 +306,6 @@ class Gateway:
             pool.figures.note(now - began, status, now)
 
 
-class Body:
-    """The rest of a request's body, and the client's end behind it."""
-
-    def __init__(self, request: Request, more: bool) -> None:
-        self.request, self.more = request, more
-        self._gone = False
-        self._read = asyncio.Event()
-        if not more:
-            self._read.set()
-
-    async def rest(self) -> AsyncIterator[bytes]:
-        """Yield the pieces that are still to come."""
-        more = True
-        while more:
-            message = await self.request.receive()
-            if message["type"] == "http.disconnect":
-                raise _gone()
-            more = message.get("more_body", False)
-            yield message.get("body", b"")
-        self._read.set()
-
-    @contextlib.contextmanager
-    def ending(self, task: asyncio.Task[Any] | None) -> Iterator[None]:
-        """End a task when the client goes, while the context is open: nobody reads the rest of an answer.
-
-        Raises:
-            CallerError: the client has gone.
-        """
-        watch: asyncio.Task[None] | None = None
-        assert task is not None
-
-        def look() -> None:  # most answers are there before, and cost no further task
-            nonlocal watch
-            watch = asyncio.ensure_future(self._end(task))
-
-        timer = asyncio.get_running_loop().call_later(WATCHED_SECONDS, look)
-        try:
-            yield
-        except asyncio.CancelledError:
-            if self._gone and not task.uncancel():
-                raise _gone() from None
-            raise
-        finally:
-            timer.cancel()
-            if watch is not None:
-                watch.cancel()
-
-    async def _end(self, task: asyncio.Task[Any]) -> None:
-        await self._read.wait()
-        while (await self.request.receive())["type"] != "http.disconnect":
-            pass
-        self._gone = True
-        task.cancel()
-
-
 def _is_browser(request: Request) -> bool:
     """Return whether a person asks, who has no credentials to show: an address that there is not has a page."""
     given = authorization_of(request)
@@ -364,18 +327,6 @@ def asked_of(scope: Any, revision: Revision, caller: Principal | None, place: Pl
         is_public=revision.auth == "public",
         own_host=not place.prefix,
     )
-
-
-async def _beginning(request: Request) -> tuple[bytes, bool]:
-    """Return the first part of the body, and whether there is more."""
-    message = await request.receive()
-    if message["type"] == "http.disconnect":
-        raise _gone()
-    return message.get("body", b""), message.get("more_body", False)
-
-
-def _gone() -> errors.CallerError:
-    return errors.CallerError("the client has gone", hint="nothing to do", status=499)
 
 
 def refusal(error: errors.AtollError) -> JSONResponse:

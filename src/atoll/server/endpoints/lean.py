@@ -19,8 +19,9 @@ from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, ST
 
 from atoll import errors
 from atoll.server.edge import Ends, arrive, is_lost
-from atoll.server.endpoints.gateway import Body, Gateway, Place, asked_of
+from atoll.server.endpoints.gateway import Gateway, Place, asked_of
 from atoll.server.endpoints.passing import ask
+from atoll.server.endpoints.request_body import Body
 from atoll.server.state import ServerState
 
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
@@ -58,6 +59,7 @@ class Lean:
 
         async def answer(_scope: Scope, receive: Receive, send: Send) -> None:
             headers = dict(cycle.scope["headers"])
+            await _small_body(cycle, headers)
             if self._takes(cycle, place, headers):
                 await self._answer(cycle, flow, place, headers)
             else:
@@ -66,7 +68,7 @@ class Lean:
         return answer
 
     def _takes(self, cycle: RequestResponseCycle, place: Place, headers: dict[bytes, bytes]) -> bool:
-        """Return whether a request can be answered this way, now that the first bytes of its body have come."""
+        """Return whether a request can be answered this way, now that a small body has come."""
         if cycle.more_body or len(cycle.body) > MOST_BYTES or is_lost(cycle.scope, headers):
             return False
         revision = self._gateway.known(place.owner, place.alias)
@@ -132,6 +134,17 @@ class Lean:
             now = time.monotonic()
             pool.figures.note(now - began, status, now)
         return status
+
+
+async def _small_body(cycle: RequestResponseCycle, headers: dict[bytes, bytes]) -> None:
+    """Wait for a body whose length is told, and small: many clients send it behind the head."""
+    length = headers.get(b"content-length", b"")
+    if b"transfer-encoding" in headers or not length.isdigit() or int(length) > MOST_BYTES:
+        return
+    while cycle.more_body and not cycle.disconnected:
+        await cycle.message_event.wait()
+        cycle.message_event.clear()
+    cycle.message_event.set()  # who reads the request the usual way finds it
 
 
 def _write(cycle: RequestResponseCycle, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes) -> None:

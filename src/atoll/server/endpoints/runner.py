@@ -30,7 +30,7 @@ POLL_SECONDS = 0.02
 """Between two attempts to reach the port of a runner that starts."""
 ADOPT_SECONDS = 600.0
 """For a runner that was just starting when the server ended."""
-MOST_IDLE = 32
+MOST_IDLE = 256
 """Idle connections to one runner."""
 
 _threads = WorkThreads("endpoints", 2)

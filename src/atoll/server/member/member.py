@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
+import os
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from atoll import __version__, errors
@@ -38,6 +41,8 @@ MOST_DIALLING, MOST_TO_DIAL = 64, 65536
 """Connections that are dialled at a time, and those that may wait for that."""
 FIRST_WAIT_SECONDS, MOST_WAIT_SECONDS = 0.1, 3.0
 """Pauses between attempts to link."""
+MOUNT_SECONDS = 60.0
+"""Seconds in which the disk of `/data` comes back after its client was killed."""
 PAUSE_SECONDS = 0.02
 """Seconds between two words, at least."""
 
@@ -72,7 +77,7 @@ class Member:
         """Serve until told to stop."""
         async with self.sessions.serving():
             if not self.sessions.adopted:  # whatever runs here is of a process that was killed
-                await self._node.ask(None, "fence", {"until": clock()})
+                await self._end_earlier()
             works = (self._stay_linked, self._watch_load, self._say_load, self._keep_lease, self._relay_holds)
             tasks = [asyncio.create_task(work()) for work in works]
             waits = asyncio.create_task(stop.wait())
@@ -90,6 +95,24 @@ class Member:
                     self._link.close()
                 for connection in tuple(self._connections):  # clients come back, and the next process has their lines
                     connection.shutdown()
+
+    async def _end_earlier(self) -> None:
+        """Have the daemon end what a process before this one has left; it may have to wait for the disk of `/data`.
+
+        Raises:
+            AtollError: there is no daemon, for another reason or for too long.
+        """
+        until = clock() + MOUNT_SECONDS
+        while True:
+            try:
+                await self._node.ask(None, "fence", {"until": clock()})
+            except errors.AtollError as error:
+                if clock() > until or not await asyncio.to_thread(_is_dead, self._node.options.volumes_directory):
+                    raise
+                log.warning("mount_is_dead", extra={"fields": {"error": error.message[:200]}})
+                await asyncio.sleep(BEAT_SECONDS)
+            else:
+                return
 
     # --- the link ----------------------------------------------------------------------------------------------------
 
@@ -259,3 +282,12 @@ class Member:
                 self._kept_until = until
             except errors.AtollError as error:
                 log.warning("lease_not_told", extra={"fields": {"error": error.message[:200]}})
+
+
+def _is_dead(place: Path) -> bool:
+    """Return whether the mount below a directory has lost its client, which a fence has killed: another one comes."""
+    try:
+        os.stat(place)
+    except OSError as error:
+        return error.errno == errno.ENOTCONN
+    return False
