@@ -11,7 +11,6 @@ import contextlib
 import gc
 import os
 import pwd
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 
 from servers import find_program, free_port
 from servers import running as listening
+from tests.server.postgresql import programs as find_postgresql
 
 PLACES = 16
 READY_SECONDS = 60.0
@@ -108,13 +108,6 @@ def celery(place: Path) -> Iterator[Peer | None]:
                 gc.collect()  # results that are collected after Redis has ended would look for it, one after the other
 
 
-def _postgresql() -> Path | None:
-    found = shutil.which("postgres")
-    places = [Path(found).resolve().parent] if found else []
-    places += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
-    return next((one for one in places if (one / "initdb").exists()), None)
-
-
 @contextlib.contextmanager
 def _database(place: Path, programs: Path) -> Iterator[str]:
     """Run PostgreSQL on a socket in a directory, as a plain user where root measures."""
@@ -144,7 +137,7 @@ def _database(place: Path, programs: Path) -> Iterator[str]:
 @contextlib.contextmanager
 def procrastinate(place: Path) -> Iterator[Peer | None]:
     """Run procrastinate's worker and PostgreSQL; None where there is no PostgreSQL."""
-    programs = _postgresql()
+    programs = find_postgresql()
     if programs is None:
         yield None
         return
