@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+sys.path.insert(0, str(Path(__file__).parents[1]))  # PostgreSQL is found as the tests find it
+
 from servers import find_program, free_port
 from servers import running as listening
 from tests.server.postgresql import programs as find_postgresql

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from atoll.host import pooled
 
-WAIT_SECONDS = float(os.environ.get("LEAK_SECONDS", "30"))
-"""How long threads and children may take to end; only a test that leaks waits so long."""
+WAIT_SECONDS = float(os.environ.get("LEAK_SECONDS", "60"))
+"""How long threads, children and descriptors may take to end; only a test that leaks waits so long."""
 STEP_SECONDS = 0.1
 _KEPT_THREADS = re.compile(r"atoll-\d+")
 """The threads of `atoll.sdk.futures`, which the process keeps for the next `submit`."""
@@ -57,7 +57,10 @@ class Holdings:
             gc.collect()
 
     def _wait_end(self) -> bool:
-        """Wait a moment for a thread or child to end; return whether there was one. Descriptors close with them."""
+        """Wait a moment for a thread, child or descriptor to end; return whether there was one.
+
+        Descriptors close with the others, and some by a thread of a library's that is none of Python's.
+        """
         now = Holdings.now()
         for thread in now.threads - self.threads:
             with contextlib.suppress(RuntimeError):  # it is just being started
@@ -70,6 +73,9 @@ class Holdings:
                     select.select([pidfd], [], [], STEP_SECONDS)
                 finally:
                     os.close(pidfd)
+            return True
+        if now.descriptors - self.descriptors:
+            time.sleep(STEP_SECONDS)
             return True
         return False
 

@@ -206,7 +206,8 @@ def test_tokens_are_for_their_endpoints_until_they_end(made: Attacked) -> None:
     ):
         assert status(forged) == 401, forged[:80]
     short = token(token_expiration=1)
-    until(lambda: status(short) == 401)
+    until(lambda: statuses(ask(made, "/ann/shared", f"Authorization: Bearer {short}")) == [401])
+    assert status(short) == 401
     bobs = token(allowed_apps=["priv", "bob/priv"])
     assert status(bobs, "/bob/priv") == 200
     for method, place in (

@@ -199,8 +199,10 @@ class Server:
     def connection(self) -> http.client.HTTPConnection:
         """Return a connection that the caller closes."""
         if self.tls:
-            return http.client.HTTPSConnection(self.address, self.port, timeout=60, context=self.context())
-        return http.client.HTTPConnection(self.address, self.port, timeout=60)
+            return http.client.HTTPSConnection(
+                self.address, self.port, timeout=PATIENCE_SECONDS, context=self.context()
+            )
+        return http.client.HTTPConnection(self.address, self.port, timeout=PATIENCE_SECONDS)
 
     def headers(self) -> dict[str, str]:
         """Return the headers of a request of the operator's."""

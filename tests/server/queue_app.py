@@ -104,6 +104,10 @@ class App:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+            wbufsize = (
+                1 << 16
+            )  # head and body are one write: the second of two waits 40 ms for the delayed acknowledgement
+            disable_nagle_algorithm = True
 
             def _answer(self) -> None:
                 length = int(self.headers.get("content-length") or 0)

@@ -19,7 +19,7 @@ from atoll.server import addresses
 from atoll.server.options import address
 from atoll.server.process.tls import Certificates
 
-from ..waiting import until
+from ..waiting import PATIENCE_SECONDS, until
 from .process import Server, running
 from .raw_line import connect
 
@@ -135,7 +135,7 @@ def test_behind_a_proxy_under_systemd(tmp_path: Path) -> None:
     """A unit of `Type=notify` learns that the server is ready; `--metrics` has a listener; a proxy's word counts."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(tmp_path / "notify"))
-        told.settimeout(60)
+        told.settimeout(PATIENCE_SECONDS)
         options = "--metrics", "127.0.0.1:0", "--trusted-proxy", "127.0.0.1"
         with running(*options, tls=False, NOTIFY_SOCKET=str(tmp_path / "notify")) as server:
             assert told.recv(100) == b"READY=1"

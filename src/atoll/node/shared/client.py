@@ -28,7 +28,7 @@ from atoll.sandbox import fence
 from atoll.settings import Settings
 
 STATE = "mount.json"
-"""The keeper's file in `run`: `program`, the process group of the client, and `began`, by the fence's clock."""
+"""The keeper's file in `run`: `program`, the process group of the client, `began`, by the fence's clock, and `writer`."""
 
 _PIDFD_GETFD = 438  # <asm-generic/unistd.h>, the same on all architectures
 _POLL_SECONDS = 0.01
@@ -41,6 +41,31 @@ def mount_state(options: Settings) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def writer(pid: int) -> dict[str, Any]:
+    """Return what tells a process from all others, also from those of this machine before its restart.
+
+    Raises:
+        OSError: there is none.
+    """
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return {
+        "pid": pid,
+        "started": int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19]),
+        "boot": boot,
+    }
+
+
+def is_current(state: Mapping[str, Any]) -> bool:
+    """Return whether the keeper lives that has written a state: the file of one that was killed stays."""
+    told = state.get("writer")
+    if told is None and "pid" in state:  # a keeper of an earlier version, which tells no more
+        return True
+    pid = told.get("pid") if isinstance(told, dict) else None
+    with contextlib.suppress(OSError):
+        return type(pid) is int and writer(pid) == told
+    return False
 
 
 def began(options: Settings) -> float:

@@ -54,7 +54,10 @@ class Keeper:
         self._options = options
         self._lock = lock
         self._point = options.storage.root(options.home)
-        self._state: dict[str, Any] = {"pid": os.getpid(), "mounts": 0, "program": 0}
+        self._state: dict[str, Any] = {
+            **{"pid": os.getpid(), "writer": client.writer(os.getpid())},
+            **{"mounts": 0, "program": 0},
+        }
         self._threads = WorkThreads("mount", 1)
 
     async def run(self) -> None:

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from atoll import errors, ownership, process, settings
+from atoll.node.shared import client
 from atoll.node.shared.client import mount_state
 from atoll.node.shared.keeper import KEEPER_LOCK, LOCK, LOG, MOUNT_SECONDS
 from atoll.settings import Settings
@@ -54,7 +55,7 @@ class MountHold:
         self.keep()
         while True:
             state = mount_state(self._options)
-            if state.get("state") == "mounted" and _is_kept(self._options):
+            if state.get("state") == "mounted" and client.is_current(state) and _is_kept(self._options):
                 return
             if state.get("state") == "failed" and state.get("since", 0.0) > began:
                 failed = errors.from_data(state.get("error") or {})
