@@ -55,8 +55,10 @@ class Keeper:
         self._lock = lock
         self._point = options.storage.root(options.home)
         self._state: dict[str, Any] = {
-            **{"pid": os.getpid(), "writer": client.writer(os.getpid())},
-            **{"mounts": 0, "program": 0},
+            "pid": os.getpid(),
+            "writer": client.writer(os.getpid()),
+            "mounts": 0,
+            "program": 0,
         }
         self._threads = WorkThreads("mount", 1)
 
