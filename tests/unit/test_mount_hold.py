@@ -41,10 +41,9 @@ def test_words_of_a_killed_keeper_are_no_mount(tmp_path: Path, monkeypatch: pyte
     facts = {**client.writer(1), "pid": killed.pid}
     (run / client.STATE).write_text(json.dumps({"state": "mounted", "writer": facts}))
     (run / KEEPER_LOCK).touch()
-    started = list[int]()
     line = [sys.executable, "-c", KEEPER, str(run), KEEPER_LOCK]
     keeper = subprocess.Popen(line, stdin=subprocess.PIPE)
-    monkeypatch.setattr(process, "start_detached", lambda *_, **__: started.append(keeper.pid) or keeper.pid)
+    monkeypatch.setattr(process, "start_detached", lambda *_, **__: keeper.pid)
     hold = MountHold(options)
     try:
         hold.take()
