@@ -10,8 +10,8 @@ from typing import Any
 
 from atoll import errors
 from atoll.cli.main import main
-from atoll.server.endpoints import runners
 from atoll.server.endpoints.exchange import Exchange
+from atoll.server.endpoints.runners import pool
 
 
 class FakeRunner:
@@ -19,7 +19,7 @@ class FakeRunner:
 
     def __init__(self, state: Any, owner: Any, call: str, *_: object) -> None:
         self.state, self.owner, self.call = state, owner, call
-        self.busy, self.over = 0, False
+        self.busy, self.over, self.worker = 0, False, ""
         self.since = self.born = time.monotonic()
         self._idle: list[Any] = []
 
@@ -67,5 +67,5 @@ class FakeRunner:
         self.let_go()
 
 
-setattr(runners, "Runner", FakeRunner)
+setattr(pool, "Runner", FakeRunner)
 main()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from atoll.cli.functions.states import state_of
-from atoll.server.endpoints.failing import LEAST_SECONDS, MOST_SECONDS, Failing
+from atoll.server.endpoints.runners.failing import LEAST_SECONDS, MOST_SECONDS, Failing
 
 
 def test_rests_grow_to_a_bound_and_an_end_of_failures_forgets_them() -> None:

@@ -130,7 +130,7 @@ def test_a_chain_of_nested_requests_runs_in_one_slot() -> None:
         assert isinstance(grant, Grant)
         parent = grant.worker
         assert schedule.ledger.millicores() == 1000
-    assert schedule.depth(parent) == 20
+    assert schedule.ledger.depth(parent) == 20
 
 
 def test_a_second_nested_request_needs_a_slot_of_its_own() -> None:

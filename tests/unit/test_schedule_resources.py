@@ -465,6 +465,23 @@ def test_leases_are_asked_back_for_others_elsewhere() -> None:
     assert Reclaim(again.worker, again.epoch) in schedule.others_wait()
 
 
+def test_workers_that_others_wait_for_are_told() -> None:
+    """Also one whose own client waits for the same use, which is asked for nothing: its call may never end by itself."""
+    schedule = Schedule(Bounds(4, 16, 16, 1000))
+    asked = [replace(request(name, "wide"), client="keeper") for name in ("r1", "r2")]
+    first = grant(schedule.ask(asked[0]))
+    assert schedule.wanted == set()
+    assert schedule.ask(asked[1]) == []
+    assert schedule.wanted == {first.worker}
+    assert schedule.leased() == [first.worker]
+    schedule.withdraw("r2")
+    assert schedule.wanted == set()
+    assert Reclaim(first.worker, first.epoch) in schedule.ask(request("r3", "wide", key="b"))
+    assert schedule.wanted == {first.worker}
+    finish(schedule, first)
+    assert schedule.wanted == set()
+
+
 def test_idle_workers_beyond_the_allowance_end() -> None:
     """Those with other GPUs end with their sandboxes, and those whose memory is too much; a busy one after its call."""
     schedule = Schedule(Bounds(8, 16, 16, 100, GPUS))

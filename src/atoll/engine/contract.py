@@ -287,6 +287,9 @@ class Engine(Protocol):
         Those who still need one ask anew, and wait for their turn.
         """
 
+    def wanted(self) -> list[str]:
+        """Return the workers whose leases were asked back, and that hold what somebody still waits for."""
+
     def oldest_sandbox(self, user: str) -> float | None:
         """Return when the user's oldest live sandbox was started, in seconds since the epoch; None without any."""
 

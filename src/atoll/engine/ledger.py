@@ -298,6 +298,15 @@ class Ledger:
 
     # --- the future -----------------------------------------------------------------------------------------------
 
+    def depth(self, worker: str | None) -> int:
+        """Return how many calls, from the root down to this worker's, wait for one another."""
+        depth = 0
+        while worker is not None and worker in self.workers:
+            depth += 1
+            request = self.workers[worker].request
+            worker = request.parent if request is not None else None
+        return depth
+
     def never_served(self, queue: Iterable[Request]) -> list[tuple[Request, Lack]]:
         """Return the requests that no end of other calls will ever let in, with their lacking resources, in order."""
         unfinished = {one.id for one in self.workers.values() if one.request is not None}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,9 @@ from atoll.model.resources import Allowance, Needs
 from atoll.model.secret_values import SecretValues
 from atoll.model.specs import NETWORKS, EnvironmentSpec, LeaseSpec, SandboxKey, WorkerKey
 from atoll.node.node import Node
+
+PRESSED_SECONDS = 2.0
+"""Seconds for which the last word counts that others wait elsewhere; that is repeated."""
 
 
 def request_of(
@@ -104,6 +108,8 @@ class MachineFacts:
     _schedule: Schedule
     _perform: Callable[[list[Action]], None]
     _changes: set[asyncio.Event]
+    _pressed = -math.inf
+    """When others were last said to wait elsewhere."""
 
     def capacity(self) -> dict[str, Any]:
         return free_shares.free_shares(self._node.machine.capacity, self._schedule.ledger)
@@ -119,7 +125,12 @@ class MachineFacts:
         return self._schedule.ledger.within_allowance
 
     def others_wait(self) -> None:
+        self._pressed = time.monotonic()
         self._perform(self._schedule.others_wait())
+
+    def wanted(self) -> list[str]:
+        is_pressed = time.monotonic() - self._pressed < PRESSED_SECONDS
+        return self._schedule.leased() if is_pressed else sorted(self._schedule.wanted)
 
     @contextlib.contextmanager
     def changes(self) -> Iterator[asyncio.Event]:

@@ -64,6 +64,8 @@ class Schedule:
         self._now = 0.0
         self._since: dict[str, float] = {}  # when each that waits has asked
         self._turns = BothTurns()
+        self.wanted: set[str] = set()
+        """The workers that hold what somebody waits for."""
 
     # --- queries --------------------------------------------------------------------------------------------------
 
@@ -97,6 +99,10 @@ class Schedule:
         """Return how many requests wait, of one user or of all."""
         return self._queue.count(user)
 
+    def leased(self) -> list[str]:
+        """Return the workers that serve leases."""
+        return sorted(one.id for one in self._workers.values() if one.request is not None)
+
     def state_of(self, worker: str) -> str:
         """Return `leased`, `lending` or `idle`."""
         known = self._workers[worker]
@@ -109,15 +115,6 @@ class Schedule:
         known = self._workers.get(worker)
         return known is not None and known.leaving and known.epoch == epoch
 
-    def depth(self, worker: str | None) -> int:
-        """Return how many calls, from the root down to this worker's, wait for one another."""
-        depth = 0
-        while worker is not None and worker in self._workers:
-            depth += 1
-            request = self._workers[worker].request
-            worker = request.parent if request is not None else None
-        return depth
-
     def next_deadline(self) -> float | None:
         """When `tick` is due."""
         times = [sandbox.expires for sandbox in self._sandboxes.values() if sandbox.expires is not None]
@@ -128,7 +125,7 @@ class Schedule:
     def ask(self, request: Request, now: float = 0.0) -> list[Action]:
         """A client wants a lease."""
         self._now = max(self._now, now)
-        if self.depth(request.parent) >= self._bounds.workers:
+        if self.ledger.depth(request.parent) >= self._bounds.workers:
             hint = REASONS[Lack.WORKERS][1]
             return [Refuse(request.id, f"{self._bounds.workers} workers wait for one another", hint)]
         lack = self.ledger.fits_never(request)
@@ -279,6 +276,7 @@ class Schedule:
         actions: list[Action] = []
         self._positions = None
         self._first.clear()
+        self.wanted = set()
         if not self._queue:
             self._turns.ask(self._now, {})
             return actions
@@ -300,20 +298,14 @@ class Schedule:
             queue.wait(request, lacks, since)
         queue.close()
         only = self._queue.only
-        actions += self._reclaim([one for one in self._workers.values() if self._wanted(one, queue, only)])
-        return actions
+        found = [one for one in self._workers.values() if one.request is not None and queue.wants(one)]
+        self.wanted = {one.id for one in found}
+        return actions + self._reclaim([one for one in found if not _passes_on(one, only)])
 
     def _rides(self, request: Request) -> bool:
         """Return whether the request can use the share of its own parent, which only waits for it."""
         parent = self._workers.get(request.parent or "")
         return parent is not None and parent.request is not None and parent.children == 0
-
-    def _wanted(self, worker: Worker, queue: Queue, only: tuple[str, WorkerKey] | None) -> bool:
-        """Return whether the worker holds a resource that another client, or another use, waits for."""
-        held = worker.request
-        if held is None:
-            return False
-        return not (held.client and only == (held.client, held.key)) and queue.wants(worker)
 
     def _reclaim(self, workers: list[Worker]) -> list[Action]:
         actions: list[Action] = []
@@ -398,3 +390,9 @@ class Schedule:
         sandbox.workers.discard(worker.id)
         if not sandbox.workers and sandbox.expires is None:
             sandbox.expires = worker.idle_since
+
+
+def _passes_on(worker: Worker, only: tuple[str, WorkerKey] | None) -> bool:
+    """Return whether the worker's own client is the only one that waits, for the same use: it passes its leases on."""
+    held = worker.request
+    return held is not None and bool(held.client) and only == (held.client, held.key)

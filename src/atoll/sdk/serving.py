@@ -88,7 +88,10 @@ def describe(
             raise TypeError(f"unknown option `{name}` of `serve`; they are {', '.join(SERVING)}")
     if auth not in AUTHS:
         raise ValueError(f"`auth` must be one of {', '.join(AUTHS)}, is {auth!r}")
-    served = function if options.exposed_port is not None else _wrapped(function, enveloped)
+    if options.exposed_port is None:
+        served = _wrapped(function, enveloped)
+    else:  # the server bounds the runners, of each revision by itself
+        served = type(function)(function.__wrapped__, replace(options, max_concurrency=None))
     return served, {"port": options.exposed_port or PORT, "auth": auth, "options": {**_options(options), **serving}}
 
 

@@ -22,7 +22,7 @@ from starlette.routing import Route
 
 from atoll import __version__, errors
 from atoll.server.endpoints.figures import Sums, by_doublings
-from atoll.server.endpoints.runners import Runners
+from atoll.server.endpoints.runners.runners import Runners
 from atoll.server.http import Connections
 from atoll.server.line.sessions import Sessions
 from atoll.server.queue.queue import Queue

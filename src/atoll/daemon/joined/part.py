@@ -24,7 +24,7 @@ from atoll.node.node import Node
 from atoll.wire.async_channel import AsyncChannel
 
 HOLDS = ("hold", "release", "clear")
-REQUESTS = ("facts", "fence", "allowance", "load", "vacate", "others_wait", *HOLDS)
+REQUESTS = ("facts", "fence", "allowance", "load", "vacate", "others_wait", "wanted", *HOLDS)
 STREAMS = ("watch_load", "watch_holds")
 
 
@@ -59,6 +59,8 @@ class Joined:
                 return {**self._engine.load(), "within": within}
             case "vacate":
                 self._engine.renew_workers(None)
+            case "wanted":
+                return {"workers": self._engine.wanted()}
             case "others_wait":
                 self._engine.others_wait()
         return self._engine.load()

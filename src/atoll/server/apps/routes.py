@@ -21,7 +21,7 @@ from atoll.server.database.database import Database
 from atoll.server.endpoints import rows as endpoint_rows
 from atoll.server.endpoints.bodies import AUTHS
 from atoll.server.endpoints.receiving import Receiver
-from atoll.server.endpoints.runners import Runners
+from atoll.server.endpoints.runners.runners import Runners
 from atoll.server.outputs.runners import calls_of
 from atoll.server.schedules import rows as schedule_rows
 from atoll.server.schedules.output import stream

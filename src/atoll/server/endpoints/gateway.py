@@ -30,7 +30,7 @@ from atoll.server.endpoints.exchange import RunnerGone
 from atoll.server.endpoints.passing import Answer, Asked, passed, send_on, without_credentials
 from atoll.server.endpoints.request_body import Body, beginning_of
 from atoll.server.endpoints.rows import Revision
-from atoll.server.endpoints.runners import Runners
+from atoll.server.endpoints.runners.runners import Runners
 from atoll.server.files.transfers import transfers_of
 from atoll.server.logs import CutOff
 from atoll.server.principal import API, Principal

@@ -6,7 +6,7 @@ from atoll.server.database.database import DIRECTORY
 from atoll.server.endpoints.callers.tokens import Tokens
 from atoll.server.endpoints.gateway import Gateway
 from atoll.server.endpoints.routes import MOST_BYTES, REVISIONS, routes
-from atoll.server.endpoints.runners import Runners
+from atoll.server.endpoints.runners.runners import Runners
 from atoll.server.endpoints.websockets import Sockets
 from atoll.server.state import ServerState
 

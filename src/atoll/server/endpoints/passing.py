@@ -14,8 +14,8 @@ from starlette.types import Send
 from atoll import errors
 from atoll.server.endpoints.callers.tokens import Tokens
 from atoll.server.endpoints.exchange import Exchange, Headers, RunnerGone
-from atoll.server.endpoints.runner import Runner
-from atoll.server.endpoints.runners import Pool
+from atoll.server.endpoints.runners.pool import Pool
+from atoll.server.endpoints.runners.runner import Runner
 
 HOP = {
     *(b"connection", b"keep-alive", b"proxy-authenticate", b"proxy-authorization", b"te", b"trailer"),

@@ -28,7 +28,7 @@ from atoll.server.endpoints.bodies import (
 )
 from atoll.server.endpoints.gateway import Gateway
 from atoll.server.endpoints.receiving import Receiver
-from atoll.server.endpoints.runners import Runners
+from atoll.server.endpoints.runners.runners import Runners
 from atoll.server.principal import ADMIN, Principal
 from atoll.server.state import ServerState, principal_of, state_of
 from atoll.server.typed import typed

@@ -107,6 +107,12 @@ def queues(answers: Answers, _: Mapping[str, Any]) -> Row:
     return {"queues": found}
 
 
+def wanted(answers: Answers, _: Mapping[str, Any]) -> Row:
+    """Return the workers of all machines that hold what somebody waits for."""
+    found = [(node, name) for node, answer in answers.items() for name in answer["workers"]]
+    return {"workers": [name if node == LOCAL else f"{name}@{node}" for node, name in found]}
+
+
 def flushed(answers: Answers, _: Mapping[str, Any]) -> Row:
     """Return how many calls were cancelled on all machines."""
     return {"calls": sum(one["calls"] for one in answers.values())}
@@ -160,6 +166,7 @@ MERGED: dict[str, Callable[[Answers, Mapping[str, Any]], Row]] = {
     "detached.batches": batches,
     "detached.queues": queues,
     "environments.list": environments,
+    "wanted": wanted,
 }
 """Requests that all machines that are there answer together."""
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from atoll import errors
 from atoll.server.endpoints.exchange import RunnerGone
 from atoll.server.endpoints.passing import Answer, Asked, passed
-from atoll.server.endpoints.runner import Runner
-from atoll.server.endpoints.runners import Pool
+from atoll.server.endpoints.runners.pool import Pool
+from atoll.server.endpoints.runners.runner import Runner
 from atoll.server.queue.files import ANSWER, BODY, INLINE_BYTES, Files
 from atoll.server.queue.rows import Outcome
 

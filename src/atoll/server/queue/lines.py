@@ -14,8 +14,8 @@ from typing import Protocol
 
 from atoll import errors
 from atoll.server.endpoints.rows import Revision
-from atoll.server.endpoints.runner import Runner
-from atoll.server.endpoints.runners import Pool
+from atoll.server.endpoints.runners.pool import Pool
+from atoll.server.endpoints.runners.runner import Runner
 from atoll.server.queue.attempt import Attempted
 from atoll.server.queue.order import Entry, Order
 

@@ -14,7 +14,7 @@ from collections import OrderedDict
 from datetime import UTC, datetime
 
 from atoll import errors
-from atoll.server.endpoints.runner import Runner
+from atoll.server.endpoints.runners.runner import Runner
 from atoll.wire.channel import ChannelClosed
 
 MOST_BYTES, MOST_LINES = 64 << 10, 500

@@ -7,8 +7,8 @@ from bisect import bisect_left, insort
 from collections import Counter
 from dataclasses import dataclass, field
 
-from atoll.server.endpoints.runner import Runner
-from atoll.server.endpoints.runners import Pool
+from atoll.server.endpoints.runners.pool import Pool
+from atoll.server.endpoints.runners.runner import Runner
 from atoll.server.queue.attempt import Attempted
 from atoll.server.queue.heads import Head
 

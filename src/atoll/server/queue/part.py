@@ -11,7 +11,7 @@ from functools import partial
 from atoll.server.database.database import DIRECTORY
 from atoll.server.endpoints.figures import Depths
 from atoll.server.endpoints.rows import Revision
-from atoll.server.endpoints.runners import Pool
+from atoll.server.endpoints.runners.pool import Pool
 from atoll.server.process.background import in_background
 from atoll.server.queue.administration import routes as administration
 from atoll.server.queue.links import QUEUE, is_of_queue

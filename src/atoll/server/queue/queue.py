@@ -27,8 +27,8 @@ from atoll import errors
 from atoll.model.options.queue import QueueSettings
 from atoll.server.database.database import Database
 from atoll.server.endpoints.rows import Revision
-from atoll.server.endpoints.runner import Runner
-from atoll.server.endpoints.runners import Pool
+from atoll.server.endpoints.runners.pool import Pool
+from atoll.server.endpoints.runners.runner import Runner
 from atoll.server.process.background import in_background
 from atoll.server.queue import cancelling, rows
 from atoll.server.queue.attempt import Attempted, attempted, failed

@@ -19,7 +19,7 @@ from atoll.server.endpoints.gateway import Gateway
 from atoll.server.endpoints.passing import passed
 from atoll.server.endpoints.routes import deleted, pointed
 from atoll.server.endpoints.rows import Revision
-from atoll.server.endpoints.runners import Runners
+from atoll.server.endpoints.runners.runners import Runners
 from atoll.server.pages import live
 from atoll.server.pages.keys import accounts_of
 from atoll.server.pages.rendering import address, render

@@ -1,0 +1,1 @@
+"""Runners of served functions: pools of them, one for each revision."""

@@ -1,0 +1,178 @@
+"""The pools of all revisions of a server.
+
+Theory of operation. Twice a second each pool looks after its runners (`pool`). Each few seconds the nodes are asked which of
+them are still there. Where other calls wait for what a runner without requests holds, it ends before its `keep_alive`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+from atoll import errors
+from atoll.detached.ends import failure_of
+from atoll.server.database.database import Database
+from atoll.server.endpoints import bodies, rows
+from atoll.server.endpoints.receiving import remove_strays
+from atoll.server.endpoints.rows import Revision
+from atoll.server.endpoints.runners.pool import Pool
+from atoll.server.endpoints.runners.room import Room
+from atoll.server.endpoints.runners.runner import Runner
+from atoll.server.principal import Principal
+from atoll.server.process.background import in_background
+from atoll.server.state import ServerState
+
+LOOK_SECONDS = 0.5
+TIDY_SECONDS = 3600.0
+"""Between two looks for files of revisions that are gone."""
+ALIVE_SECONDS = 5.0
+"""Between two questions to the nodes whether runners have ended."""
+ROOM_SECONDS = 0.5
+"""Between two questions to the nodes whether others wait for what idle runners hold."""
+log = logging.getLogger("atoll.endpoints")
+
+
+class Runners:
+    """The pools of a server.
+
+    Args:
+        directory: has the spools of revisions, by id.
+        database: has the revisions.
+    """
+
+    def __init__(self, state: ServerState, directory: Path, database: Database) -> None:
+        self._state, self._database = state, database
+        self.directory = directory
+        self.pools: dict[str, Pool] = {}
+
+    def file(self, revision: str) -> Path:
+        """Return the path of a revision's spool."""
+        return self.directory / revision
+
+    def state(self, revision: str) -> tuple[int, bodies.Failing | None]:
+        """Return the number of a revision's runners, and the failure where they do not start."""
+        pool = self.pools.get(revision)
+        return pool.state(time.monotonic()) if pool is not None else (0, None)
+
+    def pool(self, revision: Revision) -> Pool:
+        """Return the pool of a revision."""
+        found = self.pools.get(revision.id)
+        if found is None:
+            found = self.pools[revision.id] = Pool(self._state, revision, self.file(revision.id))
+        return found
+
+    def renew(self, revision: Revision) -> None:
+        """Serve a revision that an alias points to now, with its present options."""
+        if (pool := self.pools.get(revision.id)) is not None:
+            pool.revision, pool.retired = revision, False
+            pool.failing.over()
+        elif revision.options.min_concurrency and revision.port:
+            self.pool(revision)
+
+    def retire(self, revision: str) -> None:
+        """Let the runners of a revision end that no alias points to any more."""
+        if (pool := self.pools.get(revision)) is not None:
+            pool.retired = True
+
+    async def _adopt(self) -> None:
+        """Use the runners of an earlier process on."""
+        found = await self._database.run(rows.everything, writes=False)
+        by_user: dict[str, list[Revision]] = {}
+        for revision in found:
+            by_user.setdefault(revision.user, []).append(revision)
+        for user, mine in by_user.items():
+            known = {one.id: one for one in mine}
+            asked = {"states": ["waiting", "running"]}
+            answer = await self._state.asks.ask(Principal(user, mine[0].owner), "detached.list", asked)
+            for row in answer["calls"]:
+                if (its := known.get(row.get("batch", ""))) is not None:
+                    self.pool(its).adopt(row["call"])
+        for revision in found:
+            if revision.alias and revision.options.min_concurrency and revision.port:
+                self.pool(revision)
+
+    async def _look(self) -> None:
+        await self._adopt()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for pool in tuple(self.pools.values()):
+                pool.look(time.monotonic())
+
+    async def _make_room(self) -> None:
+        room = Room(self._state)
+        while True:
+            await asyncio.sleep(ROOM_SECONDS)
+            spare = [(pool, one) for pool in self.pools.values() for one in pool.spare()]
+            if (found := await room.chosen(spare, time.monotonic())) is not None and not found[1].busy:
+                found[0].end(found[1])
+
+    async def _look_alive(self) -> None:
+        while True:
+            await asyncio.sleep(ALIVE_SECONDS)
+            by_user: dict[Principal, list[tuple[Pool, Runner]]] = defaultdict(list)
+            for pool in self.pools.values():
+                by_user[Principal(pool.revision.user, pool.revision.owner)] += [(pool, one) for one in pool.runners]
+            for owner, mine in by_user.items():
+                if mine:
+                    with contextlib.suppress(errors.AtollError):  # the node is just away
+                        await self._drop_ended(owner, mine)
+
+    async def _drop_ended(self, owner: Principal, mine: list[tuple[Pool, Runner]]) -> None:
+        """Drop runners whose calls have ended."""
+        answer = await self._state.asks.ask_counted(owner, "detached.list", {"states": ["waiting", "running"]})
+        live = {row["call"] for row in answer["calls"]}
+        if answer.get("away"):  # a machine that may have them
+            return
+        for pool, runner in mine:
+            if runner.call not in live and not runner.over:
+                asked = {"call": runner.call}
+                row = (await self._state.asks.ask_counted(owner, "detached.show", asked))["call"]
+                if row["state"] == "finished":
+                    pool.lost(runner, failure_of(row) or f"the function ended ({row['outcome']})")
+
+    async def _tidy(self) -> None:
+        """Remove files of revisions that are gone, and forget revisions that have no runners and no requests."""
+        while True:
+            try:
+                count = await remove_strays(self.directory, self._database)
+            except (OSError, errors.AtollError) as error:
+                log.warning("stray_files_stay", extra={"fields": {"error": str(error)[:200]}})
+            else:
+                if count:
+                    log.info("stray_files_removed", extra={"fields": {"files": count}})
+            for name, pool in tuple(self.pools.items()):
+                if pool.is_idle and pool.retired:
+                    del self.pools[name]
+            await asyncio.sleep(TIDY_SECONDS)
+
+    # --- ends of users ------------------------------------------------------------------------------------------------
+
+    def held(self) -> set[tuple[str, str]]:
+        """Return those for whom functions are served; see `accounts.Holder`."""
+        return {(pool.revision.user, "") for pool in self.pools.values()}
+
+    def end_of(self, user: str, key: str) -> None:
+        """Serve a user no more who has been removed; the node ends the runners. A key that ends changes nothing."""
+        if key:
+            return
+        for name, pool in tuple(self.pools.items()):
+            if pool.revision.user == user:
+                pool.leave()
+                del self.pools[name]
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Look after the runners while the context is open; they outlive it."""
+        try:
+            async with contextlib.AsyncExitStack() as stack:
+                for work in (self._look, self._look_alive, self._make_room, self._tidy):
+                    await stack.enter_async_context(in_background(work))
+                yield
+        finally:
+            for pool in self.pools.values():
+                pool.leave()
