@@ -16,12 +16,12 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PARTS = {
     *("copiers.py", "disk.py", "million.py", "peers.py", "servers.py", "snapshotting.py", "table.py", "trees.py"),
     *("drawing.py", "machines.py", "policies.py", "workload.py"),
-    *("remote_bytes.py", "remote_connections.py", "remote_rates.py", "ray_tasks.py"),
+    *("remote_bytes.py", "remote_connections.py", "remote_rates.py", "ray_tasks.py", "queue_peers.py"),
     "cluster_environments.py",  # minutes, for decision 48 alone: it has no peers
 }
 
 
-LONG = {"calls.py", "cluster.py", "gateway.py", "payloads.py", "queueing.py", "remote.py", "sync.py"}
+LONG = {"calls.py", "cluster.py", "gateway.py", "payloads.py", "queueing.py", "remote.py", "schedules.py", "sync.py"}
 """Run with `SOAK` alone: they take 10 to 60 seconds, and show as little of the harness that the others have not shown."""
 if not soak(0, 1):
     PARTS |= LONG
