@@ -33,7 +33,7 @@ def nothing() -> None:
     """Do nothing."""
 
 
-def schedule(server: Server, host: Any, count: int) -> list[str]:
+def schedule(host: Any, count: int) -> list[str]:
     """Register a function so often, each with a schedule of its own; return their ids."""
     function: Any = isolated(host=host, network="none", machine_type="XS")(nothing)
     rule = {"cron": f"*/{EVERY_SECONDS} * * * * *", "timezone": "UTC", "overlap": "allow", "missed": "skip"}
@@ -56,9 +56,10 @@ def activations(server: Server, moments: int) -> list[tuple[float, float, float]
     with contextlib.closing(sqlite3.connect(f"file:{server.home.path}/server/server.db?mode=ro", uri=True)) as database:
         until = time.monotonic() + PATIENCE_SECONDS + moments * EVERY_SECONDS
         while time.monotonic() < until:
-            first = "SELECT DISTINCT due FROM activations ORDER BY due LIMIT ?"
             found = database.execute(
-                f"SELECT due, made, started, ended FROM activations WHERE due IN ({first})", (moments,)
+                "SELECT due, made, started, ended FROM activations WHERE due IN "
+                "(SELECT DISTINCT due FROM activations ORDER BY due LIMIT ?)",
+                (moments,),
             )
             rows = found.fetchall()
             if len({row[0] for row in rows}) == moments and all(row[3] for row in rows):
@@ -73,7 +74,7 @@ def main() -> int:
     made, began = Samples(f"{count} due at once: fired"), Samples("in their functions")
     with served() as (server, host):
         say(f"{count} schedules")
-        names = schedule(server, host, count)
+        names = schedule(host, count)
         say(f"{moments} moments, {EVERY_SECONDS} s apart")
         found = activations(server, moments + 1)
         for name in names:
