@@ -47,7 +47,6 @@ class Holdings:
         deadline = time.monotonic() + WAIT_SECONDS
         while self._wait_end() and time.monotonic() < deadline:
             pass
-        self._collect()  # the threads of a `map` leave idle leases as they end
         return Holdings.now().beyond(self)
 
     def _collect(self) -> None:
@@ -74,7 +73,8 @@ class Holdings:
                 finally:
                     os.close(pidfd)
             return True
-        if now.descriptors - self.descriptors:
+        self._collect()  # the threads of a `map` leave idle leases as they end
+        if Holdings.now().descriptors - self.descriptors:
             time.sleep(STEP_SECONDS)
             return True
         return False

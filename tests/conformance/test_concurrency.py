@@ -374,7 +374,9 @@ def test_other_variables_mean_another_worker(place: Place) -> None:
     """Functions with different `env` do not share a process."""
     one = place.isolated(os.getpid, env={"CONFORMANCE": "1"})
     two = place.isolated(os.getpid, env={"CONFORMANCE": "2"})
-    assert len({one(), two(), one(), two()}) == 2
+    first, second = {one(), one()}, {two(), two()}
+    assert not first & second
+    assert on_cluster() or len(first | second) == 2  # of several machines any may have room
 
 
 def test_a_long_idle_function_works_again(place: Place) -> None:
