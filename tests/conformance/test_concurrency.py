@@ -16,6 +16,7 @@ import pytest
 
 from atoll import errors
 
+from ..server.process import on_cluster
 from .conftest import Place
 
 CALLS = 1000
