@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from ..server.process import Server
+from ..waiting import PATIENCE_SECONDS, until
 from .published import HERE, NEW, Client, client, serving
 
 
@@ -48,3 +51,34 @@ def test_apps(user: Client) -> None:
     assert name in user.run("fal", "auth", "whoami")
     user.run("fal", "apps", "delete", "greeter")
     assert "greeter" not in user.run("fal", "apps", "list")
+
+
+def test_an_app_is_served_while_its_command_runs(user: Client) -> None:
+    """`fal run` of an app prints an address and the app's output; with the end of the command the app is gone."""
+    program = HERE / "programs" / "app_today.py"
+    with user.started("fal", "run", f"{program}::Greeter", "--auth", "private") as process:
+        assert process.stdout is not None
+        told = ""
+        for line in process.stdout:
+            told += line
+            if found := re.search(r"https://\S+(/\w+/[0-9a-f-]{36})/?", told):
+                break
+        else:
+            pytest.fail(told)
+        path = found[1]
+        status, answer = user.server.ask("POST", path, b'{"name": "you"}', _json(user))
+        assert status == 200, answer
+        assert answer == {"text": "hello you"}
+        for line in process.stdout:
+            told += line
+            if "printed by setup" in line:
+                break
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=PATIENCE_SECONDS)
+    until(lambda: user.server.ask("POST", path, b"{}", _json(user))[0] == 404)
+    until(lambda: not user.server.ask("POST", "/v1/requests/calls.running", b"{}")[1]["calls"])
+    assert user.server.ask("GET", "/v1/revisions")[1]["revisions"] == []
+
+
+def _json(user: Client) -> dict[str, str]:
+    return {**user.server.headers(), "Content-Type": "application/json"}

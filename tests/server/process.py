@@ -248,7 +248,9 @@ def running(
         program: of the server.
         settings: further lines of its `settings.toml`.
     """
-    if on_cluster():
+    if (
+        on_cluster() and program == PROGRAM and not settings
+    ):  # else its endpoints are the test's, and no machine has calls
         from ..cluster.cluster import cluster
 
         with cluster(share_network=share_network, options=options, environment=environment) as made:

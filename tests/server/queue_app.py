@@ -32,6 +32,7 @@ class App:
         self.order: list[bytes] = []
         self.told: dict[str, list[tuple[Mapping[str, str], bytes]]] = defaultdict(list)
         self.refuse_webhooks = 0
+        self.connections = set[object]()
         self._lock = threading.Lock()
         self._released = threading.Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -108,6 +109,14 @@ class App:
                 1 << 16
             )  # head and body are one write: the second of two waits 40 ms for the delayed acknowledgement
             disable_nagle_algorithm = True
+
+            def setup(self) -> None:
+                super().setup()
+                app.connections.add(self)
+
+            def finish(self) -> None:
+                app.connections.discard(self)
+                super().finish()
 
             def _answer(self) -> None:
                 length = int(self.headers.get("content-length") or 0)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import http.client
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO
 
 import pytest
 
 from atoll import Host, isolated
+from atoll.server.endpoints.request_body import WATCHED_SECONDS
 
 from ..waiting import PATIENCE_SECONDS, until
 from .process import Server, running
+from .queue_app import front
 
 KINDS = {
     "/plain": (200, b"text"),
@@ -206,3 +210,15 @@ def test_each_request_has_a_line_in_the_log(server: Server) -> None:
     connection.close()
     until(lambda: all(server.log.read_text().count(one) == 1 for one in ids))
     assert "hidden" not in server.log.read_text()
+
+
+def test_a_body_waits_with_its_request() -> None:
+    """A request that waits for a runner is watched for its client's end meanwhile, and has its body afterwards."""
+    with front() as made, ThreadPoolExecutor(2) as threads:
+        made.serve("one", max_concurrency=1, max_multiplexing=1)
+        first = threads.submit(made.ask, "POST", "/operator/one/wait", b'{"first": 1}')
+        until(lambda: made.app.order)
+        second = threads.submit(made.ask, "POST", "/operator/one/echo", b'{"second": 2}')
+        time.sleep(5 * WATCHED_SECONDS)  # nobody tells that it is watched now
+        made.app.release()
+        assert [one.result() for one in (first, second)] == [(200, {"first": 1}), (200, {"second": 2})]

@@ -1,13 +1,14 @@
-"""`Run`: a call of a function, its log as it comes, and its result."""
+"""`Run`: a call of a function, its log as it comes, and its result; or an app that is served as long as the client listens."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 from uuid import uuid4
 
 from atoll import errors
-from atoll.controller import workers
+from atoll.controller import ephemeral, workers
 from atoll.controller.callers import Caller
 from atoll.controller.calls import Hosted, Run
 from atoll.controller.messages import IN_PROGRESS, SUCCESS, messages
@@ -21,6 +22,11 @@ async def run(request: Any, caller: Caller, service: Any) -> AsyncIterator[Any]:
         return messages.HostedRunResult(run_id=name, status=messages.HostedRunStatus(state=state), **fields)
 
     yield answer(IN_PROGRESS)
+    if request.machine_requirements.exposed_port:
+        async with contextlib.aclosing(ephemeral.served(request, caller, service)) as words:
+            async for fields in words:
+                yield answer(IN_PROGRESS, **fields)
+        return
     variables, secrets = await service.callers.blocking(workers.surroundings, caller, service, request)
     function = await service.callers.blocking(Hosted, caller, request, variables, secrets)
     with service.callers.turn(caller):

@@ -16,6 +16,7 @@ class Greeter(fal.App, keep_alive=60, name="greeter"):
     machine_type = "S"
 
     def setup(self):
+        print("printed by setup")
         self.greeting = "hello"
 
     @fal.endpoint("/")

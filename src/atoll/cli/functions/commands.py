@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import cyclopts
 
 from atoll.cli.functions.moments import moment
-from atoll.cli.functions.served_by import server_host
+from atoll.cli.functions.served_by import path, server_host
 from atoll.cli.functions.states import state_of
 from atoll.cli.older_name import is_older_name
 from atoll.cli.tables import age, print_json, print_table, wrong_usage
@@ -131,6 +131,27 @@ def list_(*, json: Annotated[bool, Flag] = False) -> int:
             for one in found
         ]
         print_table(("revision", "alias", "function", "auth", "age", "state"), rows)
+    return 0
+
+
+@app.command
+def delete(revision: str = "", /, *, unused: Annotated[bool, Flag] = False) -> int:
+    """Delete a revision that no alias, schedule or app needs; it is callable by its id no more.
+
+    Parameters
+    ----------
+    revision: str
+        The id, as `atoll function list` has it.
+    unused: bool
+        Delete all that nothing needs, but for those that `atoll alias rollback` would go back to.
+    """
+    if bool(revision) == unused:
+        return wrong_usage("give a revision, or --unused")
+    address = path("revisions", revision) if revision else path("revisions") + "?unused=1"
+    for one in (found := server_host().server.ask("DELETE", address)["revisions"]):
+        echo(f"deleted {one}")
+    if not found:
+        echo("nothing is unused", error=True)
     return 0
 
 

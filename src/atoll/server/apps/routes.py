@@ -15,12 +15,13 @@ from starlette.routing import BaseRoute, Route
 
 from atoll import errors
 from atoll.server.accounts.audit import audit
-from atoll.server.apps import bodies, rows
+from atoll.server.apps import bodies, removal, rows
 from atoll.server.apps.bodies import CALLED, SCHEDULED, SERVED
 from atoll.server.database.database import Database
 from atoll.server.endpoints import rows as endpoint_rows
-from atoll.server.endpoints.bodies import AUTHS
+from atoll.server.endpoints.bodies import AUTHS, Removed
 from atoll.server.endpoints.receiving import Receiver
+from atoll.server.endpoints.routes import REVISIONS
 from atoll.server.endpoints.runners.runners import Runners
 from atoll.server.outputs.runners import calls_of
 from atoll.server.schedules import rows as schedule_rows
@@ -45,6 +46,8 @@ def routes() -> list[BaseRoute]:
         typed(one, "DELETE", delete_app, answer=bodies.App),
         typed(f"{one}/scale", "POST", scale_app, body=bodies.Scale, answer=bodies.App),
         typed(f"{one}/rollback", "POST", roll_back_app, body=bodies.Rollback, answer=bodies.App),
+        typed(REVISIONS, "DELETE", removal.remove_unused, answer=Removed),
+        typed(f"{REVISIONS}/{{revision}}", "DELETE", removal.remove_revision, answer=Removed),
         Route(f"{one}/functions/{{function}}/call", read_function, methods=["GET"]),
         Route(f"{one}/functions/{{function}}/logs", read_logs, methods=["GET"]),
     ]

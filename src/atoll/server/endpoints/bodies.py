@@ -86,6 +86,12 @@ class Revisions(msgspec.Struct, frozen=True):
     revisions: list[Revision]
 
 
+class Removed(msgspec.Struct, frozen=True):
+    """The ids of revisions that were removed."""
+
+    revisions: list[str]
+
+
 class Alias(msgspec.Struct, frozen=True):
     """An alias and the revision that it points to."""
 

@@ -111,21 +111,22 @@ class Lean:
         revision, caller = await self._gateway.admit(request, place)
         asked = asked_of(cycle.scope, revision, caller, place)
         pool = self._gateway.runners.pool(revision)
+        body = bytes(cycle.body)  # who looks for the client's end takes it meanwhile
         began, status = time.monotonic(), 0
         try:
             with Body(request, False).ending(asyncio.current_task()):
                 runner = await pool.take()
                 try:
-                    answer = await ask(pool, runner, asked, bytes(cycle.body))
+                    answer = await ask(pool, runner, asked, body)
                     status = answer.status
                     try:
-                        body = answer.exchange.rest() if status not in (204, 304) else None
-                        if body is None:
+                        whole = answer.exchange.rest() if status not in (204, 304) else None
+                        if whole is None:
                             await self._gateway.stream(answer, asked, request, caller, send)
                         else:
                             if flow.write_paused:
                                 await flow.drain()
-                            _write(cycle, status, [*answer.kept(own_host=asked.own_host), own], body)
+                            _write(cycle, status, [*answer.kept(own_host=asked.own_host), own], whole)
                     finally:
                         runner.give_back(answer.exchange)
                 finally:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, and_, select
+from sqlalchemy import Connection, Row, and_, func, select
 
 from atoll import errors
 from atoll.server.database.tables import users
@@ -19,8 +19,8 @@ from atoll.terminal_text import cell
 
 _ALIAS = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _MOST_ASKED = 500  # values of one statement
-MOST_REVISIONS = 1000
-"""Revisions of one user."""
+MOST_REVISIONS, MOST_REVISIONS_BYTES = 10_000, 16 << 30
+"""Revisions of one user, and all of their files."""
 
 
 @dataclass(frozen=True)
@@ -68,9 +68,25 @@ _FROM = revisions.join(users, users.c.id == revisions.c.user).outerjoin(
 
 
 def add(connection: Connection, user: str, found: dict[str, Any], alias: str) -> str:
-    """Add a revision; an alias points to it from here on. Return the revision before; empty for none."""
+    """Add a revision; an alias points to it from here on. Return the revision before; empty for none.
+
+    Raises:
+        QuotaExceeded: the user has as many as one may.
+    """
+    _check_room(connection, user, found["size_bytes"])
     connection.execute(revisions.insert().values(user=user, created=time.time(), **found))
     return point(connection, user, alias, found["id"]) if alias else ""
+
+
+def _check_room(connection: Connection, user: str, size_bytes: int) -> None:
+    query = select(func.count(), func.coalesce(func.sum(revisions.c.size_bytes), 0)).where(revisions.c.user == user)
+    count, held = connection.execute(query).one()
+    if count >= MOST_REVISIONS or held + size_bytes > MOST_REVISIONS_BYTES:
+        raise errors.QuotaExceeded(
+            f"your {count:,} functions at this server have {int(held) >> 20:,} MiB: a user has at most {MOST_REVISIONS:,} "
+            f"with {MOST_REVISIONS_BYTES >> 30} GiB",
+            hint="remove what nothing needs: `atoll function delete --unused`",
+        )
 
 
 def plain(name: str, function: str, size_bytes: int) -> dict[str, Any]:
