@@ -56,7 +56,7 @@ def test_apps(user: Client) -> None:
 def test_an_app_is_served_while_its_command_runs(user: Client) -> None:
     """`fal run` of an app prints an address and the app's output; with the end of the command the app is gone."""
     program = HERE / "programs" / "app_today.py"
-    with user.started("fal", "run", f"{program}::Greeter", "--auth", "private") as process:
+    with user.started("fal", "run", f"{program}::Greeter", "--auth", "private", PYTHONUNBUFFERED="1") as process:
         assert process.stdout is not None
         told = ""
         for line in process.stdout:

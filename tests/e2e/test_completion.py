@@ -284,6 +284,7 @@ def test_every_argument_has_a_kind() -> None:
         "alias ",
         "apps ",
         "crons ",
+        "function delete",
         "function logs",
         "queue ",
     )  # ids and names at a server, which a press of a key does not ask
