@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from atoll import errors
@@ -48,7 +48,7 @@ class _Output:
         return entries
 
 
-async def served(request: Any, caller: Caller, service: Any) -> AsyncIterator[dict[str, Any]]:
+async def served(request: Any, caller: Caller, service: Any) -> AsyncGenerator[dict[str, Any], None]:
     """Serve the function of a message; yield fields of answers until nobody listens.
 
     Raises:
