@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,10 +19,10 @@ from typing import Any
 
 import pytest
 
-from atoll import Host, credentials
+from atoll import Host, credentials, errors, isolated
 
 from ..conftest import needs_outbound
-from ..waiting import until
+from ..waiting import ended, until
 from .functions import Leased
 from .process import Server, running
 from .raw_line import RawLine, Refused
@@ -300,3 +301,44 @@ def test_a_killed_server_ends_its_calls(restarted: Server) -> None:
     assert b"host_unreachable" in caught.value.body
     until(lambda: not restarted.ask("POST", "/v1/requests/status", b"{}")[1]["calls"])
     assert (_data(restarted) / "killed.runs").read_text() == "x"
+
+
+def _writes_on() -> None:
+    """Write the time again and again, also for 2 seconds after the call was cancelled."""
+    until, asked = time.monotonic() + 3600, False
+    with open("/data/times", "a") as file:
+        while time.monotonic() < until:
+            try:
+                file.write(f"{time.monotonic()}\n")
+                file.flush()
+                time.sleep(0.01)
+            except KeyboardInterrupt:
+                if not asked:
+                    until, asked = time.monotonic() + 2.0, True
+
+
+def test_nobody_hears_of_an_end_while_the_call_goes_on(restarted: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Server and node are ended at a time, as with their machine: the client waits, and hears when the call is over."""
+    for name, value in restarted.client_variables.items():
+        monkeypatch.setenv(name, value)
+    key_id, secret = restarted.key
+    host = Host(restarted.url, key_id=key_id, key_secret=secret, ca_file=str(restarted.ca_file))
+    heard = list[float]()
+
+    def call() -> None:
+        with pytest.raises(errors.HostUnreachable):
+            isolated(host=host, network="none", grace=30, machine_type="XS")(_writes_on)()
+        heard.append(time.monotonic())
+
+    thread = threading.Thread(target=call)
+    thread.start()
+    times = until(lambda: next(restarted.home.path.glob("volumes/*/data/times"), None))
+    daemon = int(json.loads((restarted.home.path / "run" / "daemon.json").read_text())["pid"])
+    until(lambda: times.stat().st_size)
+    os.kill(daemon, signal.SIGTERM)
+    restarted.end()
+    assert ended(daemon)
+    assert not heard
+    restarted.start()
+    thread.join()
+    assert heard[0] > float(times.read_text().split()[-1])

@@ -17,7 +17,7 @@ from atoll.server.line.shares import Bounds, Bytes, may_open
 from atoll.server.node import Node
 from atoll.server.principal import Principal
 from atoll.server.process.background import in_background
-from atoll.wire.line import KEY_ENDED
+from atoll.wire.line import DRAINS, KEY_ENDED
 
 MOST_OF_USER = 2048
 """Lines of one user at a time: leases, requests and storage channels."""
@@ -173,8 +173,8 @@ class Sessions:
         finally:
             self.kept.close()  # lines that wait for a piece of another line are told to send it
             await handover.give(self._node.options, self.all())
-            for session in self.all():
-                session.end()
+            for session in self.all():  # the node ends their calls, so nobody hears of an end now: the clients come back
+                session.end(DRAINS)
 
     async def _settle(self) -> None:
         while True:
