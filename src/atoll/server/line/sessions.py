@@ -173,8 +173,10 @@ class Sessions:
         finally:
             self.kept.close()  # lines that wait for a piece of another line are told to send it
             await handover.give(self._node.options, self.all())
-            for session in self.all():  # the node ends their calls, so nobody hears of an end now: the clients come back
-                session.end(DRAINS)
+            for session in self.all():
+                session.end(
+                    DRAINS
+                )  # the node ends their calls: nobody hears of an end before, and the clients come back
 
     async def _settle(self) -> None:
         while True:
