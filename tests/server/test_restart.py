@@ -332,7 +332,7 @@ def test_nobody_hears_of_an_end_while_the_call_goes_on(restarted: Server, monkey
 
     thread = threading.Thread(target=call)
     thread.start()
-    times = until(lambda: next(restarted.home.path.glob("volumes/*/data/times"), None))
+    times: Path = until(lambda: next(restarted.home.path.glob("volumes/*/data/times"), None))  # type: ignore[assignment]
     daemon = int(json.loads((restarted.home.path / "run" / "daemon.json").read_text())["pid"])
     until(lambda: times.stat().st_size)
     os.kill(daemon, signal.SIGTERM)
