@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+import os
 import zipfile
 from typing import Any
+
+from atoll.server.accounts.bodies import NewUser
 
 from ..server.process import Server
 from .published import serving
@@ -15,6 +20,18 @@ def upload(server: Server, path: str, content: bytes) -> tuple[int, Any]:
     head = b'--XX\r\nContent-Disposition: form-data; name="file_upload"; filename="f"\r\n\r\n'
     headers = {**server.headers(), "Content-Type": "multipart/form-data; boundary=XX"}
     return server.ask("POST", path, head + content + b"\r\n--XX--\r\n", headers)
+
+
+def send_part(server: Server, address: str, content: bytes, headers: dict[str, str] | None = None) -> tuple[int, Any]:
+    """Send a part of a file as the clients do."""
+    head = b'--XX\r\nContent-Disposition: form-data; name="file_upload"; filename="chunk"\r\n\r\n'
+    more = {**(headers or server.headers()), "Content-Type": "multipart/form-data; boundary=XX"}
+    return server.ask("PUT", address, head + content + b"\r\n--XX--\r\n", more)
+
+
+def listed(*parts: dict[str, Any]) -> bytes:
+    """Return the body that completes an upload."""
+    return json.dumps({"parts": parts}).encode()
 
 
 def archive(*names: str) -> bytes:
@@ -63,3 +80,99 @@ def test_what_is_refused() -> None:
         for method, path in (("GET", "/files/list"), ("GET", "/users/current"), ("POST", "/tokens/")):
             status, answer = server.ask(method, path, headers=unknown)
             assert (status, list(answer)) == (401, ["detail"])
+
+
+PART = 10 << 20
+
+
+def test_a_file_in_parts() -> None:
+    """Parts come in any order and again; the file appears whole, or not at all, and its etag is the MD5 of the whole."""
+    content = os.urandom(PART + 1000)
+    with serving(tls=False) as server:
+        base = "/files/file/multipart//data/new/big.bin"
+        status, found = server.ask("POST", f"{base}/initiate")
+        assert status == 200, found
+        one = f"{base}/{found['upload_id']}"
+        last = send_part(server, f"{one}/2", content[PART:])[1]
+        assert last == {"part_number": 2, "etag": hashlib.md5(content[PART:]).hexdigest()}
+        assert send_part(server, f"{one}/1", b"of another attempt")[0] == 200
+        status, answer = server.ask("POST", f"{one}/complete", listed(last))
+        assert (status, "part 2 and not 1" in answer["detail"]) == (422, True), answer
+        first = {"part_number": 1, "etag": hashlib.md5(content[:PART]).hexdigest()}
+        status, answer = server.ask("POST", f"{one}/complete", listed(first, last))
+        assert (status, "another etag" in answer["detail"]) == (422, True), answer
+        assert send_part(server, f"{one}/1", content[:PART]) == (200, first)
+        status, answer = server.ask("POST", f"{one}/complete", listed(first))
+        assert (status, "part 2 has come" in answer["detail"]) == (422, True), answer
+        assert server.ask("GET", "/files/list/new") == (200, [])
+
+        etag = {"etag": hashlib.md5(content).hexdigest()}
+        assert server.ask("POST", f"{one}/complete", listed(last, first)) == (200, etag)
+        assert server.ask("POST", f"{one}/complete", listed(last, first)) == (200, etag)
+        assert server.ask("GET", "/files/file/new/big.bin") == (200, content)
+        assert [entry["name"] for entry in server.ask("GET", "/files/list/new")[1]] == ["big.bin"]
+        assert send_part(server, f"{one}/3", b"late")[0] == 404
+        assert leftovers(server) == []
+
+
+def leftovers(server: Server) -> list[str]:
+    """Return the names of unfinished uploads of all users."""
+    return [found.name for found in server.volumes.glob("*/staging/parts-*")]
+
+
+def test_parts_that_are_refused() -> None:
+    """Wrong numbers, sizes and paths are named; an upload is its user's alone, ends with a cancellation, and has bounds."""
+    with serving(tls=False) as server:
+        base = "/files/file/multipart/refused.bin"
+        name = server.ask("POST", f"{base}/initiate")[1]["upload_id"]
+        for bad in ("0", "-1", "x", "10001", "1.5"):
+            assert send_part(server, f"{base}/{name}/{bad}", b"x")[0] == 422, bad
+        status, answer = send_part(server, f"{base}/{name}/1", bytes(PART + 1))
+        assert (status, "10,485,760 bytes" in answer["detail"]) == (413, True), answer
+        assert server.ask("POST", f"{base}/{name}/complete", listed())[0] == 422
+        missing = listed({"part_number": 1, "etag": hashlib.md5(b"x").hexdigest()})
+        status, answer = server.ask("POST", f"{base}/{name}/complete", missing)
+        assert (status, "has not come" in answer["detail"]) == (422, True), answer
+        assert send_part(server, f"/files/file/multipart/other.bin/{name}/1", b"x")[0] == 404
+
+        other = server.add_user(NewUser("other")).key
+        assert other is not None
+        headers = {"Authorization": f"Key {other.id}:{other.secret}"}
+        assert send_part(server, f"{base}/{name}/1", b"x", headers)[0] == 404
+        assert server.ask("POST", f"{base}/{name}/cancel", headers=headers)[0] == 404
+        assert server.ask("POST", f"{base}/{name}/complete", missing, headers)[0] == 404
+
+        assert send_part(server, f"{base}/{name}/1", b"x")[0] == 200
+        assert leftovers(server) != []
+        assert server.ask("POST", f"{base}/{name}/cancel") == (200, {})
+        assert leftovers(server) == []
+        assert send_part(server, f"{base}/{name}/1", b"x")[0] == 404
+
+        assert upload(server, "/files/file/local/directory/file", b"") == (200, True)
+        for path, status in (("directory", 422), ("directory/file/below", 422), ("/data", 422), ("../out", 422)):
+            found, answer = server.ask("POST", f"/files/file/multipart/{path}/initiate")
+            if found == 200:  # the file above it is seen when it gets its path
+                one = f"/files/file/multipart/{path}/{answer['upload_id']}"
+                part = send_part(server, f"{one}/1", b"x")[1]
+                found, answer = server.ask("POST", f"{one}/complete", listed(part))
+            assert (found, list(answer)) == (status, ["detail"]), path
+        assert server.ask("GET", "/files/file/directory/file") == (200, b"")
+
+        names = [server.ask("POST", f"{base}/initiate") for _ in range(70)]
+        assert names[0][0] == 200
+        status, answer = names[-1]
+        assert (status, "uploads are open" in answer["detail"]) == (422, True), answer
+
+
+def test_parts_and_a_quota() -> None:
+    """A part that no longer fits is refused by its name, with a status that the clients do not take for success."""
+    with serving(tls=False) as server:
+        key = server.add_user(NewUser("small")).key
+        assert key is not None
+        assert server.ask("PUT", "/v1/users/small/quota", b'{"volume_bytes": 1048576}')[0] == 200
+        headers = {"Authorization": f"Key {key.id}:{key.secret}"}
+        base = "/files/file/multipart/much.bin"
+        one = f"{base}/{server.ask('POST', f'{base}/initiate', headers=headers)[1]['upload_id']}"
+        status, answer = send_part(server, f"{one}/1", bytes(3 << 20), headers)
+        assert "quota" in answer["detail"]
+        assert status == 507

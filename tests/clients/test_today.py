@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 from collections.abc import Iterator
@@ -78,6 +79,19 @@ def test_an_app_is_served_while_its_command_runs(user: Client) -> None:
     until(lambda: user.server.ask("POST", path, b"{}", _json(user))[0] == 404)
     until(lambda: not user.server.ask("POST", "/v1/requests/calls.running", b"{}")[1]["calls"])
     assert user.server.ask("GET", "/v1/revisions")[1]["revisions"] == []
+
+
+def test_a_large_file(user: Client) -> None:
+    """`fal files` uploads a file of 25 MB in parts, replaces it, and downloads it."""
+    local, again = user.directory / "large.bin", user.directory / "again.bin"
+    for size in (25_000_000, 21_000_001):
+        content = os.urandom(size)
+        local.write_bytes(content)
+        user.run("fal", "files", "upload", str(local), "models/large.bin")
+        assert "large.bin" in user.run("fal", "files", "list", "models")
+        user.run("fal", "files", "download", "models/large.bin", str(again))
+        assert again.read_bytes() == content
+    assert list(user.server.volumes.glob("*/staging/parts-*")) == []
 
 
 def _json(user: Client) -> dict[str, str]:

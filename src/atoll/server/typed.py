@@ -77,7 +77,7 @@ def plain(value: Any) -> dict[str, Any]:
     return found
 
 
-async def read_body(request: Request, kind: type[T]) -> T:
+async def read_body(request: Request, kind: type[T], most_bytes: int = MOST_BODY_BYTES) -> T:
     """Return a request's JSON body as a value of a type.
 
     Raises:
@@ -86,8 +86,8 @@ async def read_body(request: Request, kind: type[T]) -> T:
     data = bytearray()
     async for part in request.stream():
         data += part
-        if len(data) > MOST_BODY_BYTES:
-            raise errors.CallerError(f"the body has more than {MOST_BODY_BYTES:,} bytes", hint="send less", status=413)
+        if len(data) > most_bytes:
+            raise errors.CallerError(f"the body has more than {most_bytes:,} bytes", hint="send less", status=413)
     try:
         return msgspec.json.decode(bytes(data) or b"{}", type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:

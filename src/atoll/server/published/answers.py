@@ -37,8 +37,12 @@ class ForPrograms(Route):
         return super().matches(scope)
 
 
-def route(path: str, method: str, handler: Handler) -> Route:
-    """Return the route of a handler, whose result is JSON unless it is an answer."""
+def route(path: str, method: str, handler: Handler, *, conflict: int = 409) -> Route:
+    """Return the route of a handler, whose result is JSON unless it is an answer.
+
+    Args:
+        conflict: the status of errors that are 409 elsewhere.
+    """
 
     @functools.wraps(handler)
     async def handle(request: Request) -> Response:
@@ -50,10 +54,16 @@ def route(path: str, method: str, handler: Handler) -> Route:
             return JSONResponse({"detail": f"{error}; {error.hint}"}, 422)
         except errors.AtollError as error:
             detail = f"{error.message}; {error.hint}" if error.hint else error.message
-            return JSONResponse({"detail": detail}, status_of(error))
+            return JSONResponse({"detail": detail}, _unless_conflict(status_of(error), conflict))
         except OSError as error:
             failed = failures.failure(error, "")
-            return JSONResponse({"detail": error.strerror or str(error)}, failed.status_code)
+            return JSONResponse(
+                {"detail": error.strerror or str(error)}, _unless_conflict(failed.status_code, conflict)
+            )
         return found if isinstance(found, Response) else JSONResponse(found)
 
     return ForPrograms(path, handle, methods=[method])
+
+
+def _unless_conflict(status: int, conflict: int) -> int:
+    return conflict if status == 409 else status

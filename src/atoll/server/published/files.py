@@ -8,8 +8,8 @@ import io
 import os
 import stat
 import zipfile
-from collections.abc import AsyncIterator, Iterator
-from typing import IO, Any, TypeVar
+from collections.abc import Iterator
+from typing import IO, Any
 from uuid import uuid4
 
 import msgspec
@@ -20,17 +20,16 @@ from starlette.routing import BaseRoute
 from atoll import errors
 from atoll.server.files.download import Streamed, download
 from atoll.server.files.paths import from_text
-from atoll.server.files.peers import Lent, Peers
+from atoll.server.files.peers import Lent
 from atoll.server.files.transfers import transfers_of
 from atoll.server.files.upload import write
 from atoll.server.pages.upload import FormFiles
+from atoll.server.published import parts
 from atoll.server.published.answers import Failed, route
-from atoll.server.state import principal_of, state_of
-from atoll.server.typed import read_body
+from atoll.server.published.volume import asked, lent_for, path_of
+from atoll.server.state import principal_of
 from atoll.storage.client.volume import VolumeClient
 from atoll.storage.protocol.connection import absolute
-
-T = TypeVar("T")
 
 PREFIX = "/files"
 MOST_BODY_BYTES = 1 << 40
@@ -52,6 +51,31 @@ def routes() -> list[BaseRoute]:
         route(PREFIX + "/file/{path:path}", "GET", read),
         route(PREFIX + "/file/{path:path}", "DELETE", delete),
         route(PREFIX + "/rename/{path:path}", "POST", rename),
+        *_in_parts(PREFIX + "/file/multipart/{path:path}"),
+    ]
+
+
+def _in_parts(base: str) -> list[BaseRoute]:
+    async def begin(request: Request) -> Any:
+        if not (path := path_of(request)):
+            raise Failed(422, "`/data` itself cannot be written")
+        return await parts.begin(request, path)
+
+    async def receive(request: Request) -> Any:
+        return await parts.receive(request, path_of(request))
+
+    async def complete(request: Request) -> Any:
+        return await parts.complete(request, path_of(request))
+
+    async def cancel(request: Request) -> Any:
+        return await parts.cancel(request, path_of(request))
+
+    one = base + "/{upload}"
+    return [
+        route(base + "/initiate", "POST", begin, conflict=422),
+        route(one + "/complete", "POST", complete, conflict=422),
+        route(one + "/cancel", "POST", cancel, conflict=422),
+        route(one + "/{number}", "PUT", receive, conflict=422),
     ]
 
 
@@ -63,36 +87,10 @@ class _Destination(msgspec.Struct):
     destination: str
 
 
-async def _asked(request: Request, kind: type[T]) -> T:
-    """Return the short body of a request, whose user is known: bodies below this address may be those of files.
-
-    Raises:
-        Failed: it is of another form.
-    """
-    await principal_of(request)
-    try:
-        return await read_body(request, kind)
-    except errors.CallerError as error:
-        raise Failed(413 if error.details.get("status") == 413 else 422, error.message) from error
-
-
-def _path(request: Request) -> str:
-    """Return the path of a request, relative to `/data`."""
-    text = request.path_params.get("path", "")
-    return from_text("" if text.strip("/") == "data" else text).path
-
-
-@contextlib.asynccontextmanager
-async def _lent(request: Request) -> AsyncIterator[Lent]:
-    peers: Peers = state_of(request).parts["files"]
-    async with peers.lent(await principal_of(request)) as lent:
-        yield lent
-
-
 async def check_hash(request: Request) -> Any:
     """Tell whether a directory was uploaded with these contents."""
-    path, wanted = _path(request), (await _asked(request, _Hash)).hash
-    async with _lent(request) as lent:
+    path, wanted = path_of(request), (await asked(request, _Hash)).hash
+    async with lent_for(request) as lent:
         try:
             found = await lent.call(lent.volume.read_bytes, f"{path}/{HASH_FILE}", 0, MOST_HASH_BYTES)
         except (FileNotFoundError, NotADirectoryError):
@@ -102,13 +100,13 @@ async def check_hash(request: Request) -> Any:
 
 async def upload(request: Request) -> Any:
     """Write a file; with `unzip=true` a directory takes its place, with what the archive has."""
-    path, unzip = _path(request), request.query_params.get("unzip", "false").lower() == "true"
+    path, unzip = path_of(request), request.query_params.get("unzip", "false").lower() == "true"
     if not path:
         raise Failed(422, "`/data` itself cannot be written")
     user = await principal_of(request)  # before the body, which goes to the volume as it comes
     form = FormFiles(request, has_token=False)
     await form.next()
-    async with transfers_of(request).opened(user), _lent(request) as lent:
+    async with transfers_of(request).opened(user), lent_for(request) as lent:
         if not unzip:
             await write(lent, path, form.batches())
         else:
@@ -203,8 +201,8 @@ def unpack(volume: VolumeClient, file: str, path: str) -> None:
 
 async def exists(request: Request) -> Any:
     """Describe a file or a directory; status 404 where there is none."""
-    path, sums = _path(request), request.query_params.get("calculate_checksum", "").lower() == "true"
-    async with _lent(request) as lent:
+    path, sums = path_of(request), request.query_params.get("calculate_checksum", "").lower() == "true"
+    async with lent_for(request) as lent:
         return await lent.call(_described, lent.volume, path, sums)
 
 
@@ -238,7 +236,7 @@ def _spec(path: str, found: os.stat_result) -> dict[str, Any]:
 
 async def list_directory(request: Request) -> Any:
     """List a directory; one that does not exist has nothing."""
-    path = _path(request)
+    path = path_of(request)
 
     def listed(volume: VolumeClient) -> list[dict[str, Any]]:
         try:
@@ -251,15 +249,15 @@ async def list_directory(request: Request) -> Any:
                 found.append(_spec(above + name, volume.stat(above + name, follow=False)))
         return found
 
-    async with _lent(request) as lent:
+    async with lent_for(request) as lent:
         return await lent.call(listed, lent.volume)
 
 
 async def read(request: Request) -> Response:
     """Send a file."""
-    path = _path(request)
+    path = path_of(request)
     async with contextlib.AsyncExitStack() as stack:
-        lent = await stack.enter_async_context(_lent(request))
+        lent = await stack.enter_async_context(lent_for(request))
         answer = await download(stack, lent, path, dict(request.headers), head=False, inline=False)
         if isinstance(answer, Streamed):
             answer.held_by = transfers_of(request).opened(await principal_of(request))
@@ -268,20 +266,20 @@ async def read(request: Request) -> Response:
 
 async def delete(request: Request) -> Any:
     """Remove a file, or a directory with all that is in it."""
-    path = _path(request)
+    path = path_of(request)
     if not path:
         raise Failed(403, "`/data` itself cannot be removed")
-    async with _lent(request) as lent:
+    async with lent_for(request) as lent:
         await lent.call(lent.volume.remove, path, recursive=True)
     return True
 
 
 async def rename(request: Request) -> Any:
     """Move a file or a directory."""
-    path = _path(request)
-    target = from_text((await _asked(request, _Destination)).destination).path
+    path = path_of(request)
+    target = from_text((await asked(request, _Destination)).destination).path
     if not path or not target:
         raise Failed(403, "`/data` itself cannot be moved")
-    async with _lent(request) as lent:
+    async with lent_for(request) as lent:
         await lent.call(lent.volume.rename, path, target, replace=False)
     return JSONResponse(True)

@@ -31,6 +31,7 @@ from atoll.errors import SyncError
 from atoll.storage.peer.contents import Contents
 from atoll.storage.peer.copies import Copies
 from atoll.storage.peer.names import Names
+from atoll.storage.peer.parts import Parts
 from atoll.storage.peer.quota_guard import CountedChannel, QuotaGuard
 from atoll.storage.peer.uploads import Uploads
 from atoll.storage.protocol.replies import (
@@ -90,6 +91,7 @@ class Peer:
             **Names(volume, channel, self._lock).requests(),
             **self._contents.requests(),
             **Uploads(volume, channel, self._lock).requests(),
+            **Parts(volume, channel, self._lock).requests(),
             **Copies(volume, channel, self._lock).requests(),
             **self._snapshots.requests(),
             "collect": self._collect,

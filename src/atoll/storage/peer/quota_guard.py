@@ -21,7 +21,9 @@ from atoll.storage.files.usage_walk import measure
 from atoll.wire.channel import Channel
 from atoll.wire.frames import Message
 
-ADDING = frozenset({"mkdir", "open", "pwrite", "write", "copy", "sync", "snapshot", "upload"})
+ADDING = frozenset(
+    {"mkdir", "open", "pwrite", "write", "copy", "sync", "snapshot", "upload", "parts_begin", "parts_write"}
+)
 """Requests that add bytes or names."""
 
 MOST_SHEET_BYTES = 4096

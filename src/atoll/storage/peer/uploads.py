@@ -76,17 +76,19 @@ class Uploads:
     def _state(self, header: dict[str, Any], _: list[bytearray]) -> None:
         received = None
         with contextlib.suppress(FileNotFoundError):
-            received = os.stat(_name(header), dir_fd=self._volume.staging, follow_symlinks=False).st_size
+            received = os.stat(
+                name_in_staging("upload", header), dir_fd=self._volume.staging, follow_symlinks=False
+            ).st_size
         self._channel.send({"type": "done", "received": received})
 
     def _drop(self, header: dict[str, Any], _: list[bytearray]) -> None:
-        os.unlink(_name(header), dir_fd=self._volume.staging)
+        os.unlink(name_in_staging("upload", header), dir_fd=self._volume.staging)
         self._channel.send({"type": "done"})
 
     @contextlib.contextmanager
     def _opened(self, header: dict[str, Any]) -> Iterator[tuple[str, int]]:
         """Open the file of an upload, made if nothing has come yet; one request at a time has it."""
-        name = _name(header)
+        name = name_in_staging("upload", header)
         flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
         try:
             descriptor = os.open(name, flags, dir_fd=self._volume.staging)
@@ -104,9 +106,14 @@ class Uploads:
             os.close(descriptor)
 
 
-def _name(header: dict[str, Any]) -> str:
+def name_in_staging(kind: str, header: dict[str, Any]) -> str:
+    """Return the name of an upload's file in staging.
+
+    Raises:
+        OSError: an upload cannot have that name.
+    """
     path, upload = check_path(header["path"]), header["upload"]
     if not isinstance(upload, str) or not _NAME.fullmatch(upload):
         raise OSError(errno.EINVAL, "an upload's name has letters, digits, `_` and `-`, at most 64")
     key = hashlib.sha256(f"{path}\0{upload}".encode("utf-8", "surrogateescape")).hexdigest()[:32]
-    return name_of("upload", key)
+    return name_of(kind, key)

@@ -79,6 +79,7 @@ KINDS = {
     "record": Kind("sync.switch_record", "the note of an old tree", Reclaim.RECOVERED),
     "index": Kind("sync.target_state", "", Reclaim.OLD, KEPT_SECONDS),
     "upload": Kind("peer.uploads", "a file of the volume", Reclaim.OLD, UPLOAD_SECONDS),
+    "parts": Kind("peer.parts", "a file of the volume", Reclaim.OLD, ABANDONED_SECONDS),
     "old": Kind("sync.switch_record, snapshots.archive", "", Reclaim.UNSEEN),
     "trash": Kind("volume.root", "", Reclaim.REMOVED),
     "file": Kind("volume.staging", "a file of the volume, an index", Reclaim.UNLOCKED, QUIET_SECONDS),
