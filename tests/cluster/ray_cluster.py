@@ -35,7 +35,7 @@ RAY_SECONDS = 400.0
 UNSEEN = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL")
 """Ray's head has processes of its own: the end of the first one is the end of all."""
 AGAIN = """
-import os, signal, subprocess, sys, time
+import os, signal, subprocess, sys, threading, time
 
 ending = False
 child = None
@@ -45,6 +45,9 @@ def end(*_):
     ending = True
     if child is not None:
         child.terminate()
+        timer = threading.Timer(20, child.kill)  # one in a namespace of its own may not hear of it
+        timer.daemon = True
+        timer.start()
 
 signal.signal(signal.SIGTERM, end)
 while not ending:

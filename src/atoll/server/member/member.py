@@ -93,6 +93,8 @@ class Member:
                     task.cancel()
                 if self._link is not None:
                     self._link.close()
+                for spare in tuple(self._spares):  # by one of them a client could come back to this process
+                    spare.transport.abort()
                 for connection in tuple(self._connections):  # clients come back, and the next process has their lines
                     connection.shutdown()
 
