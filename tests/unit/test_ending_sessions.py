@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from atoll.server.line import handover
 from atoll.server.line.sessions import Sessions
+from atoll.server.paces import Paces
 from atoll.server.principal import Principal
 from atoll.wire.line import DRAINS
 
@@ -34,7 +36,7 @@ def test_a_client_that_came_back_meanwhile_comes_back_again(monkeypatch: pytest.
     monkeypatch.setattr(handover, "give", nothing)
 
     async def run() -> list[int]:
-        node: Any = type("Node", (), {"options": None})()
+        node: Any = SimpleNamespace(options=None, paces=Paces())
         sessions, wire = Sessions(node, 10), Wire()
         async with sessions.serving():
             session: Any = sessions.open(Principal("u1", "ann"))

@@ -174,9 +174,7 @@ class Sessions:
             self.kept.close()  # lines that wait for a piece of another line are told to send it
             await handover.give(self._node.options, self.all())
             for session in self.all():
-                session.end(
-                    DRAINS
-                )  # the node ends their calls: nobody hears of an end before, and the clients come back
+                session.end(DRAINS)  # nobody hears of an end before the node has ended the call
 
     async def _settle(self) -> None:
         while True:
