@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -124,10 +125,10 @@ class Client:
 
 
 @contextlib.contextmanager
-def serving(*options: str, tls: bool, **more: bool) -> Iterator[Server]:
+def serving(*options: str, tls: bool, **more: Any) -> Iterator[Server]:
     """Run a server whose packages come as those of this machine do."""
-    strategy = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
-    with running(*options, tls=tls, **more, **strategy) as server:  # type: ignore[arg-type]
+    strategy: dict[str, Any] = {"UV_INDEX_STRATEGY": "unsafe-best-match"}
+    with running(*options, tls=tls, **more, **strategy) as server:
         yield server
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 import pytest
 
 from ..server.process import Server
+from ..server.queue_app import WEBHOOKS, App
 from ..waiting import PATIENCE_SECONDS, until
 from .published import HERE, NEW, Client, client, serving
 
@@ -92,6 +94,27 @@ def test_a_large_file(user: Client) -> None:
         user.run("fal", "files", "download", "models/large.bin", str(again))
         assert again.read_bytes() == content
     assert list(user.server.volumes.glob("*/staging/parts-*")) == []
+
+
+def test_a_file_of_the_network() -> None:
+    """`fal files upload-url` has the server fetch an address, where its settings allow that network."""
+    with front_app() as app, serving(tls=True, settings=WEBHOOKS) as server, client(NEW, server) as user:
+        url = f"http://127.0.0.1:{app.port}/large?bytes=3000000"
+        user.run("fal", "files", "upload-url", url, "models/fetched.bin")
+        user.run("fal", "files", "download", "models/fetched.bin", str(user.directory / "fetched.bin"))
+        assert (user.directory / "fetched.bin").stat().st_size == 3_000_000
+        output = user.run("fal", "files", "upload-url", f"http://localhost:{server.port}/", "x", status=None)
+        assert server.ask("POST", "/files/file/exists/x")[0] == 404, output
+
+
+@contextlib.contextmanager
+def front_app() -> Iterator[App]:
+    """Run a site that answers with many bytes."""
+    app = App()
+    try:
+        yield app
+    finally:
+        app.close()
 
 
 def _json(user: Client) -> dict[str, str]:

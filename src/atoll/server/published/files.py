@@ -24,7 +24,7 @@ from atoll.server.files.peers import Lent
 from atoll.server.files.transfers import transfers_of
 from atoll.server.files.upload import write
 from atoll.server.pages.upload import FormFiles
-from atoll.server.published import parts
+from atoll.server.published import addresses, parts
 from atoll.server.published.answers import Failed, route
 from atoll.server.published.volume import asked, lent_for, path_of
 from atoll.server.state import principal_of
@@ -51,6 +51,7 @@ def routes() -> list[BaseRoute]:
         route(PREFIX + "/file/{path:path}", "GET", read),
         route(PREFIX + "/file/{path:path}", "DELETE", delete),
         route(PREFIX + "/rename/{path:path}", "POST", rename),
+        route(PREFIX + "/file/url/{path:path}", "POST", addresses.fetch),
         *_in_parts(PREFIX + "/file/multipart/{path:path}"),
     ]
 

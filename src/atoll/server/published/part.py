@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from atoll.server.published import applications, files, parts, users
+from atoll.server.published import addresses, applications, files, parts, users
 from atoll.server.state import ServerState
 
 
@@ -10,5 +10,6 @@ def install(state: ServerState) -> None:
     """Add the part."""
     state.routes[:0] = [*users.routes(), *files.routes()]  # before those of the page; see `answers.ForPrograms`
     state.routes += applications.routes()
+    addresses.install(state)
     state.parts[parts.PART] = parts.Uploads()
     state.body_bytes[files.PREFIX + "/"] = files.MOST_BODY_BYTES

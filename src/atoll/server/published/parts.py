@@ -247,13 +247,11 @@ async def begin(request: Request, path: str, *, suffix: str = "", digest: str = 
     user = await principal_of(request)
     upload = Upload(secrets.token_urlsafe(24), path, suffix, digest)
     async with lent_for(request) as lent:
-        with contextlib.suppress(FileNotFoundError):
-            if stat.S_ISDIR((await lent.call(lent.volume.stat, path)).st_mode):
-                raise Failed(422, f"`{absolute(path)}` is a directory; name a file in it")
+        await check_target(lent, path)
         uploads = uploads_of(request)
         uploads.add(user.user, upload)
         try:
-            await _ask(lent, "parts_begin", upload)
+            await ask(lent, "parts_begin", upload)
         except BaseException:
             uploads.remove(user.user, upload)
             raise
@@ -324,7 +322,7 @@ async def complete(request: Request, path: str) -> dict[str, str]:
         try:
             async with transfers_of(request).opened(user), lent_for(request) as lent:
                 with _known():
-                    answer = await _ask(lent, "parts_end", upload, **how)
+                    answer = await ask(lent, "parts_end", upload, **how)
                 if "status" not in answer:
                     raise Failed(422, "the content has another hash than was announced; send the parts again")
         except BaseException:
@@ -347,13 +345,29 @@ async def cancel(request: Request, path: str) -> dict[str, str]:
     uploads.remove(user.user, upload)
     async with lent_for(request) as lent:
         with contextlib.suppress(FileNotFoundError):
-            await _ask(lent, "parts_drop", upload)
+            await ask(lent, "parts_drop", upload)
     return {}
 
 
-async def _ask(lent: Lent, kind: str, upload: Upload, **arguments: Any) -> dict[str, Any]:
-    answer = await lent.call(lent.connection.ask, kind, upload.path, {"upload": upload.id, **arguments})
-    return answer.header
+async def check_target(lent: Lent, path: str) -> None:
+    """Check that a path may become a file.
+
+    Raises:
+        Failed: it is a directory.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISDIR((await lent.call(lent.volume.stat, path)).st_mode):
+            raise Failed(422, f"`{absolute(path)}` is a directory; name a file in it")
+
+
+async def ask(lent: Lent, kind: str, upload: Upload, *content: bytes, **arguments: Any) -> dict[str, Any]:
+    """Make a request for an upload (`storage.peer.parts`); return what its answer tells.
+
+    Raises:
+        AtollError, OSError: those of the request.
+    """
+    asked_of = {"upload": upload.id, **arguments}
+    return (await lent.call(lent.connection.ask, kind, upload.path, asked_of, list(content))).header
 
 
 @contextlib.contextmanager

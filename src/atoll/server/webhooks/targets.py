@@ -1,4 +1,4 @@
-"""Targets of webhooks: addresses that anybody may name, and that must be none of this server's own surroundings.
+"""Targets of requests, such as webhooks: addresses that anybody may name, and that must be none of this server's own surroundings.
 
 Theory of operation. A name is looked up once, each address is checked, and the connection is made to that address: a name
 that means another one a moment later gains nothing. Certificates are checked for the name.
@@ -65,7 +65,7 @@ def check_url(url: str) -> SplitResult:
 
 def _refused(reason: str) -> errors.CallerError:
     return errors.CallerError(
-        f"the webhook cannot be told: {reason}", hint="give an address such as `https://example.com/x`"
+        f"no request is sent to this address: {reason}", hint="give an address such as `https://example.com/x`"
     )
 
 
