@@ -234,3 +234,4 @@ def test_addresses_are_those_that_the_client_has_used(made: Front) -> None:
     addresses = {name: data[name] for name in ("response_url", "status_url", "cancel_url")}
     assert addresses == {"response_url": base, "status_url": f"{base}/status", "cancel_url": f"{base}/cancel"}
     assert made.ask("POST", path, b"{}", host="a b")[0] == 400
+    made.over(path, data["request_id"])

@@ -36,6 +36,7 @@ class Entry:
         job: makes the attempt while it runs; at `place`.
         timer: for its deadline, or its next attempt.
         watchers: are told of changes.
+        has_url: somebody may have to be told of its answer.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Entry:
     timer: asyncio.TimerHandle | None = None
     watchers: set[asyncio.Event] = field(default_factory=set)
     place: tuple[Pool, Runner] | None = None
+    has_url: bool = True
 
     def tell(self) -> None:
         """Wake those who watch it."""

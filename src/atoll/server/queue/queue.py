@@ -147,7 +147,7 @@ class Queue:
         """
         line = self.line(entry)
         await self.keeping.reserve(entry.owner, entry.body_bytes)
-        entry.submitted = time.time()
+        entry.submitted, entry.has_url = time.time(), bool(more["url"])
         values = {
             **{name: getattr(entry, name) for name in _COLUMNS},
             "head": msgspec.json.encode(head).decode(),
@@ -333,7 +333,8 @@ class Queue:
             self._remember(
                 rows.known(entry.id, (entry.owner, entry.owner_name, entry.alias, entry.caller), entry.attempt, outcome)
             )
-            self._told()
+            if entry.has_url:
+                self._told()
         entry.tell()
 
     def _remember(self, known: Known) -> None:
