@@ -176,3 +176,35 @@ def test_parts_and_a_quota() -> None:
         status, answer = send_part(server, f"{one}/1", bytes(3 << 20), headers)
         assert "quota" in answer["detail"]
         assert status == 507
+
+
+def test_contents_by_their_hashes() -> None:
+    """Contents of files beside functions are kept once, by the hash of content and mode, each user's for itself."""
+    content, mode = b"import this\n", str(0o100644)
+    digest = hashlib.sha256(content + mode.encode()).hexdigest()
+    wanted, base = json.dumps({"hashes": [digest, "0" * 64]}).encode(), f"/files/app/multipart/{digest}"
+    with serving(tls=False) as server:
+        assert server.ask("POST", "/files/missing_hashes", wanted) == (200, [digest, "0" * 64])
+        assert server.ask("POST", "/files/missing_hashes", b'{"hashes": ["../x"]}')[0] == 422
+        for bad in ("", "x", str(0o040755), str(0o104755), str(0o100000), "9" * 30):
+            assert server.ask("POST", f"{base}/initiate", json.dumps({"mode": bad}).encode())[0] == 422, bad
+        assert server.ask("POST", "/files/app/multipart/..%2Fx/initiate", b'{"mode": "33188"}')[0] in (403, 404, 422)
+        begun = json.dumps({"mode": mode, "hash": digest, "size": "12", "mtime": "0"}).encode()
+
+        status, found = server.ask("POST", f"{base}/initiate", begun)
+        assert status == 200, found
+        one = f"{base}/{found['upload_id']}"
+        other = send_part(server, f"{one}/1", b"import that\n")[1]
+        status, answer = server.ask("POST", f"{one}/complete", listed(other))
+        assert (status, "another hash" in answer["detail"]) == (422, True), answer
+        assert server.ask("POST", "/files/missing_hashes", wanted)[1] == [digest, "0" * 64]
+        part = send_part(server, f"{one}/1", content)[1]
+        assert server.ask("POST", f"{one}/complete", listed(part)) == (200, {"etag": ""})
+        assert server.ask("POST", "/files/missing_hashes", wanted) == (200, ["0" * 64])
+        assert server.ask("POST", f"{base}/initiate", begun)[0] == 409
+
+        key = server.add_user(NewUser("other")).key
+        assert key is not None
+        headers = {"Authorization": f"Key {key.id}:{key.secret}"}
+        assert server.ask("POST", "/files/missing_hashes", wanted, headers) == (200, [digest, "0" * 64])
+        assert leftovers(server) == []

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import re
+import shutil
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -81,6 +84,56 @@ def test_an_app_is_served_while_its_command_runs(user: Client) -> None:
     until(lambda: user.server.ask("POST", path, b"{}", _json(user))[0] == 404)
     until(lambda: not user.server.ask("POST", "/v1/requests/calls.running", b"{}")[1]["calls"])
     assert user.server.ask("GET", "/v1/revisions")[1]["revisions"] == []
+
+
+def beside(user: Client, word: str) -> Path:
+    """Return the program with files beside it, in a directory of its own, with another word in its file."""
+    made = user.directory / word
+    shutil.copytree(HERE / "programs" / "beside", made, ignore=shutil.ignore_patterns("__pycache__"))
+    (made / "words" / "one.txt").write_text(word)
+    return made / "app.py"
+
+
+def test_files_beside_a_function(user: Client) -> None:
+    """`fal run` of a function with `app_files`: a module is imported and a file read by its relative path, others never."""
+    for word in ("first", "second"):
+        program = beside(user, word)
+        output = user.run("fal", "run", f"{program}::speak", PYTHONPATH=str(program.parent))
+        assert f"spoken {word.upper()} /home/user/.app ['shouting.py', 'words']" in output
+        assert "Uploading file: words/one.txt" in output
+    program = user.directory / "first" / "app.py"
+    again = user.run("fal", "run", f"{program}::speak", PYTHONPATH=str(program.parent))
+    assert "spoken FIRST" in again
+    assert "Uploading" not in again
+    (stored,) = user.server.volumes.glob("*/data/.atoll/app-files")
+    for one in stored.iterdir():
+        assert one.name == hashlib.sha256(one.read_bytes() + str(one.stat().st_mode).encode()).hexdigest()
+    changed = next(one for one in stored.iterdir() if one.read_bytes() == b"first")
+    changed.write_bytes(b"other")
+    (program.parent / "words" / "more.txt").touch()  # with other files it has another sandbox
+    output = user.run("fal", "run", f"{program}::speak", status=None, PYTHONPATH=str(program.parent))
+    assert "`words/one.txt` was changed" in output
+    changed.unlink()
+    assert "spoken FIRST" in user.run("fal", "run", f"{program}::speak", PYTHONPATH=str(program.parent))
+
+
+def test_files_beside_an_app(user: Client) -> None:
+    """`fal deploy` of two apps with `app_files`: each has its own files, also after both have run, and large ones."""
+    sizes = {"third": 1, "fourth": 65 << 20}
+    for word, size in sizes.items():
+        program = beside(user, word)
+        with open(program.parent / "words" / "large.bin", "wb") as file:
+            file.truncate(size)
+        options = ("--app-name", word, "--auth", "private")
+        user.run("fal", "deploy", f"{program}::Speaker", *options, PYTHONPATH=str(program.parent))
+    name = user.server.ask("GET", "/v1/whoami")[1]["name"]
+    for word in ("third", "fourth", "third"):
+        assert user.server.ask("POST", f"/{name}/{word}", b"{}", _json(user)) == (
+            200,
+            {"text": word.upper(), "bytes": sizes[word]},
+        )
+    for word in ("third", "fourth"):
+        user.run("fal", "apps", "delete", word)
 
 
 def test_a_large_file(user: Client) -> None:

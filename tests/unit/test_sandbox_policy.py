@@ -134,6 +134,7 @@ def test_the_base_is_in_every_policy() -> None:
         "/var/tmp": "/tmp",
         "/var/run": "/run",
         "/var/lock": "/run/lock",
+        "/app": "/home/user/.app",
     }
     sizes = {mount.target: mount.size_bytes for mount in policy.tmpfs}
     assert sizes == {"/tmp": 5, "/dev/shm": 6, "/home/user": 5, "/run": RUN_BYTES}
@@ -159,6 +160,14 @@ def test_binds_are_admitted_once() -> None:
     assert confine(["x"], machine=MACHINE, identity=SOMEONE, binds=same).binds == (Bind("/a", "/opt/a"),)
     with pytest.raises(ValueError, match="/opt/a"):
         confine(["x"], machine=MACHINE, identity=SOMEONE, binds=[*same, Bind("/b", "/opt/a")])
+
+
+@pytest.mark.parametrize(("target", "linked"), [("/app", 0), ("/app/.venv", 0), ("/apple", 1), ("/opt/app", 1)])
+def test_a_bind_at_the_place_of_an_apps_files_is_shown(target: str, linked: int) -> None:
+    """An interpreter or a mount below `/app` is shown as ever: the link to an app's files gives way."""
+    policy = confine(["x"], machine=MACHINE, identity=SOMEONE, binds=iter([Bind("/a", target)]))
+    assert policy.binds == (Bind("/a", target),)
+    assert sum(link.path == "/app" for link in policy.links) == linked
 
 
 @pytest.mark.parametrize("name", ["LD_PRELOAD", "LD_LIBRARY_PATH", "GLIBC_TUNABLES", "GCONV_PATH", "", "A=B"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -21,7 +23,8 @@ from atoll.model.specs import LeaseSpec
 from atoll.sdk.call import Prepared, Request
 from atoll.sdk.decorator import isolated
 from atoll.sdk.detached.spawning import spool_of
-from atoll.web import hosted
+from atoll.terminal_text import printable
+from atoll.web import app_files, hosted
 
 SETTINGS = frozenset(
     [
@@ -38,6 +41,9 @@ SETTINGS = frozenset(
     ]
 )
 """Settings that hold for builds of all users: certificates and proxies, those with passwords left out."""
+MOST_FILES = 10_000
+"""Files beside one function."""
+_HASH = re.compile(r"[0-9a-f]{64}")
 MOST_WAITING = 1000
 """Batches of log entries that a slow reader may have before the function waits."""
 
@@ -58,10 +64,6 @@ class Hosted:
     def __init__(
         self, caller: Caller, asked: Any, variables: dict[str, str], secrets: tuple[str, ...], *, served: bool = False
     ) -> None:
-        if asked.files:
-            raise errors.CallerError(
-                "files beside the function (`app_files`) are not served here", hint="put them below /data: `sync_dir`"
-            )
         if not asked.HasField("function"):
             raise errors.CallerError("an entrypoint in a container is not served here", hint="send the function")
         method = asked.function.method
@@ -69,10 +71,14 @@ class Hosted:
         self.function, spec = isolated_for(
             caller, asked, method, hosted.serve if served else hosted.call, secrets=secrets, **more
         )
+        files = listed(asked.files)
+        if files:  # calls with other files never share a process, nor a sandbox, with these
+            digest = hashlib.sha256(repr(files).encode()).hexdigest()
+            spec = replace(spec, own=True, env=tuple(sorted((*spec.env, (app_files.VARIABLE, digest)))))
         self._prepared = Prepared(self.function.__wrapped__, self.function.options, spec, self.function._source)
         setup = asked.setup_func.definition if asked.HasField("setup_func") else b""
         self._served = served
-        self._arguments = method, asked.function.definition, setup, variables
+        self._arguments = (method, asked.function.definition, setup, variables, *([files] if files else []))
 
     def spool(self) -> Iterable[Any]:
         """Return the bytes by which a server makes the call by itself."""
@@ -92,6 +98,31 @@ class Hosted:
         request = self.request(ticket.call_id)
         message = self._prepared.host.run(request.spec, request.call, request.bundle, output, ticket)
         return self._prepared.value_of(message, request.call.id)
+
+
+def listed(files: Any) -> tuple[tuple[str, str], ...]:
+    """Return paths and hashes of the files beside a function.
+
+    Raises:
+        CallerError: one could not be below `/app`.
+    """
+    found: dict[str, str] = {}
+    for one in files:
+        names = one.relative_path.split("/")
+        if not _HASH.fullmatch(one.hash) or "\0" in one.relative_path or {"", ".", ".."} & {*names}:
+            raise errors.CallerError(
+                f"`{printable(one.relative_path[:200])}` can be no file below `/app`",
+                hint="name files and directories beside the program in `app_files`",
+            )
+        if found.setdefault(one.relative_path, one.hash) != one.hash:
+            raise errors.CallerError(
+                f"`{printable(one.relative_path[:200])}` is there twice", hint="name each of `app_files` once"
+            )
+    if len(found) > MOST_FILES:
+        raise errors.CallerError(
+            f"a function has at most {MOST_FILES:,} files", hint="leave some out with `app_files_ignore`"
+        )
+    return tuple(sorted(found.items()))
 
 
 def isolated_for(

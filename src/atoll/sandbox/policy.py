@@ -18,6 +18,9 @@ HOME = "/home/user"
 VAR = (Symlink("/var/tmp", "/tmp"), Symlink("/var/run", "/run"), Symlink("/var/lock", "/run/lock"))
 """Places that programs know by older names."""
 
+APP = Symlink("/app", f"{HOME}/.app")
+"""The place of files beside functions of the published clients (`web.app_files`): it leads to nothing until they are there."""
+
 RUN_BYTES = 64 << 20
 """Size of `/run`, for sockets, locks and numbers of processes."""
 
@@ -147,7 +150,9 @@ def confine(
         Tmpfs(HOME, tmp_bytes, 0o777),
         Tmpfs("/run", RUN_BYTES),
     )
-    links = (*machine.links, *VAR)
+    binds = tuple(binds)
+    app = () if any(beneath(bind.target, APP.path) for bind in binds) else (APP,)
+    links = (*machine.links, *VAR, *app)
     own_tmp = (Bind(tmp, "/tmp", writable=True),) if tmp else ()
     shown = tuple(_admitted((*own_tmp, *binds), machine.system, links, tmpfs))
     own = (*machine.files, *accounts(identity), *names(hostname, machine.hosts))

@@ -15,17 +15,20 @@ import os
 import sys
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
+
+from atoll.web import app_files
 
 METHODS = ("dill", "cloudpickle", "pickle")
 """Modules that make pickles."""
 DATA = "/data"
+Files = Sequence[tuple[str, str]]
 _setups: dict[tuple[str, bytes], Any] = {}
 """Results of setup functions, by the digests of their pickles: each is called once for a worker."""
 
 
-def call(method: str, function: bytes, setup: bytes, variables: dict[str, str]) -> dict[str, Any]:
+def call(method: str, function: bytes, setup: bytes, variables: dict[str, str], files: Files = ()) -> dict[str, Any]:
     """Call a function; return its outcome.
 
     `definition` is the pickle of the result or of the exception, and `refused` the reason where there is none.
@@ -35,11 +38,17 @@ def call(method: str, function: bytes, setup: bytes, variables: dict[str, str]) 
         function: its pickle.
         setup: the pickle of the function that prepares the worker; empty for none.
         variables: of the function's process.
+        files: beside the function; see `app_files.place`.
     """
     os.environ.update(variables)
     with contextlib.suppress(OSError):
         os.chdir(DATA)
     _stand_in()
+    try:
+        if files:
+            app_files.place(files)
+    except (OSError, ValueError) as error:
+        return {"refused": f"the files beside the function cannot be placed: {error}"}
     try:
         module = _module(method)
         found, first = _loaded(module, method, function, setup)
@@ -56,7 +65,7 @@ def call(method: str, function: bytes, setup: bytes, variables: dict[str, str]) 
     return _described(module, raised)
 
 
-def serve(method: str, function: bytes, setup: bytes, variables: dict[str, str]) -> None:
+def serve(method: str, function: bytes, setup: bytes, variables: dict[str, str], files: Files = ()) -> None:
     """Run a function that serves a port; arguments as `call`.
 
     Raises:
@@ -66,6 +75,8 @@ def serve(method: str, function: bytes, setup: bytes, variables: dict[str, str])
     with contextlib.suppress(OSError):
         os.chdir(DATA)
     _stand_in()
+    if files:
+        app_files.place(files)
     found, first = _loaded(_module(method), method, function, setup)
     _value(found(*(make() for make in first)))
 

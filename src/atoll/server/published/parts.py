@@ -127,12 +127,14 @@ class Upload:
     Args:
         id: unguessable.
         path: of the file, relative to `/data`.
+        mode: permissions of the file; None for those of the one that it replaces.
         suffix: the text that its digest covers besides its content.
         digest: of content and suffix, by SHA-256; empty for any.
     """
 
     id: str
     path: str
+    mode: int | None = None
     suffix: str = ""
     digest: str = ""
     received: Received = field(default_factory=Received)
@@ -237,15 +239,17 @@ def uploads_of(request: Request) -> Uploads:
     return found
 
 
-async def begin(request: Request, path: str, *, suffix: str = "", digest: str = "") -> dict[str, str]:
-    """Begin an upload to a path; return what its client is told.
+async def begin(
+    request: Request, path: str, *, mode: int | None = None, suffix: str = "", digest: str = ""
+) -> dict[str, str]:
+    """Begin an upload to a path; return what its client is told. The last arguments are those of `Upload`.
 
     Raises:
         Failed: the path is a directory, or too many uploads are open.
         AtollError, OSError: there is no room.
     """
     user = await principal_of(request)
-    upload = Upload(secrets.token_urlsafe(24), path, suffix, digest)
+    upload = Upload(secrets.token_urlsafe(24), path, mode, suffix, digest)
     async with lent_for(request) as lent:
         await check_target(lent, path)
         uploads = uploads_of(request)
@@ -313,7 +317,7 @@ async def complete(request: Request, path: str) -> dict[str, str]:
             return upload.answer
         upload.check()
         size = upload.received.checked(listed)
-        how: dict[str, Any] = {"size": size}
+        how: dict[str, Any] = {"size": size, "mode": upload.mode}
         if upload.digest:
             how |= {"sum": "sha256", "suffix": upload.suffix, "wanted": upload.digest}
         elif size <= MOST_SUMMED_BYTES:
