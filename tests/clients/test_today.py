@@ -10,6 +10,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,9 +55,17 @@ def test_apps(user: Client) -> None:
     assert "WRONG" not in output
     assert output.count("ok ") == 2
     assert "main" in user.run("fal", "environments", "list")
+    assert "has `main` alone" in user.run("fal", "environments", "create", "staging", status=None)
+    assert "no environment `staging`" in user.run("fal", "environments", "delete", "staging", "--yes", status=None)
+    assert "`main` stays" in user.run("fal", "environments", "delete", "main", "--yes", status=None)
+    (revision,) = [one["id"] for one in _revisions(user) if one["alias"] == "greeter"]
+    assert "of the alias `greeter`" in user.run("fal", "apps", "delete-rev", revision, status=None)
     assert name in user.run("fal", "auth", "whoami")
     user.run("fal", "apps", "delete", "greeter")
     assert "greeter" not in user.run("fal", "apps", "list")
+    user.run("fal", "apps", "delete-rev", revision)
+    assert revision not in [one["id"] for one in _revisions(user)]
+    assert "there is no revision" in user.run("fal", "apps", "delete-rev", revision, status=None)
 
 
 def test_an_app_is_served_while_its_command_runs(user: Client) -> None:
@@ -83,7 +92,7 @@ def test_an_app_is_served_while_its_command_runs(user: Client) -> None:
         process.communicate(timeout=PATIENCE_SECONDS)
     until(lambda: user.server.ask("POST", path, b"{}", _json(user))[0] == 404)
     until(lambda: not user.server.ask("POST", "/v1/requests/calls.running", b"{}")[1]["calls"])
-    assert user.server.ask("GET", "/v1/revisions")[1]["revisions"] == []
+    assert path.rpartition("/")[2] not in [one["id"] for one in _revisions(user)]
 
 
 def beside(user: Client, word: str) -> Path:
@@ -168,6 +177,11 @@ def front_app() -> Iterator[App]:
         yield app
     finally:
         app.close()
+
+
+def _revisions(user: Client) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = user.server.ask("GET", "/v1/revisions")[1]["revisions"]
+    return found
 
 
 def _json(user: Client) -> dict[str, str]:

@@ -8,6 +8,7 @@ from atoll import errors
 from atoll.controller.callers import Caller
 from atoll.controller.logs import moment
 from atoll.controller.messages import SCOPES, messages
+from atoll.terminal_text import cell
 
 MAIN = "main"
 """The one environment, as the clients of today mean the word: a stage of applications."""
@@ -77,6 +78,30 @@ async def list_environments(_request: Any, _caller: Caller, _service: Any) -> An
     one = messages.EnvironmentInfo(name=MAIN, is_default=True, description="the one of this server")
     one.created_at.seconds = 0
     return messages.ListEnvironmentsResponse(environments=[one])
+
+
+async def create_environment(request: Any, _caller: Caller, _service: Any) -> Any:
+    """Answer `CreateEnvironment`: there is one, and no other can be made.
+
+    Raises:
+        CallerError: always.
+    """
+    raise errors.CallerError(
+        f"no environment `{cell(request.name, 50)}` is made: this server has `{MAIN}` alone",
+        hint="deploy under another name (`--app-name`), or as another user of the server",
+    )
+
+
+async def delete_environment(request: Any, _caller: Caller, _service: Any) -> Any:
+    """Answer `DeleteEnvironment`: the one that there is stays.
+
+    Raises:
+        CallerError: always.
+    """
+    if request.name == MAIN:
+        raise errors.CallerError(f"`{MAIN}` stays: it is the one environment", hint="remove apps: `fal apps delete`")
+    check_environment(messages.ListAliasesRequest(environment_name=request.name))
+    raise errors.CallerError("an environment without a name is none", hint="see `fal environments list`")
 
 
 def check_environment(request: Any) -> None:

@@ -175,6 +175,12 @@ async def list_applications(request: Any, caller: Caller, service: Any) -> Any:
     return messages.ListApplicationsResult(applications=shown)
 
 
+async def delete_application(request: Any, caller: Caller, service: Any) -> Any:
+    """Answer `DeleteApplication`: remove a revision that no alias, schedule or app needs."""
+    await service.callers.blocking(caller.ask, "DELETE", f"/v1/revisions/{segment(request.application_id)}")
+    return messages.Empty()
+
+
 async def roll_out(request: Any, caller: Caller, service: Any) -> Any:
     """Answer `RolloutApplication`: its runners are replaced by new ones as requests come."""
     check_environment(request)

@@ -81,5 +81,7 @@ ListRunnersResponse: 1 RunnerInfo* runners
 RunnerRequest: 1 str runner_id, 2 bool replace_first
 EnvironmentInfo: 1 str name, 2 str description, 3 bool is_default, 4 Timestamp created_at
 ListEnvironmentsResponse: 1 EnvironmentInfo* environments
+CreateEnvironmentRequest: 1 str name, 2 str description
+DeleteEnvironmentRequest: 1 str name
 """
 )
