@@ -334,16 +334,14 @@ def ended(call: CallValue, data: dict[str, Any] | None, last_output: str, *, kil
     """Return the error of a call that runs when its lease ends.
 
     Args:
-        data: the error in the daemon's `ended` message; None where the worker gave the lease up. A worker that has not
-            begun the call says `revoked` before; who has not heard that does not know, and makes no call twice.
+        data: the error in the daemon's `ended` message; None where the worker gave the lease up.
         killed_here: the worker was killed for the end of its channel.
+
+    Raises:
+        Revoked: the call has not started.
     """
     if data is None:
-        return errors.WorkerDied(
-            f"the worker of `{call.name}` gave its lease up, and nothing came of the call, which may have run",
-            hint="call again, or give `retries`",
-            last_output=last_output,
-        )
+        raise Revoked
     error = errors.from_data(data)
     if isinstance(error, errors.CallTimeout):
         return timed_out(call)
