@@ -276,6 +276,8 @@ class WorkerLease:
                     self.kill()
                 elif header.get("type") == "ended":
                     self._drain(output)
+                    if header.get("error") is None and not link.whole:  # else who lacks the answer would call again
+                        return link.lost()
                     return call_protocol.ended(call, header.get("error"), output.tail(), killed_here=killed)
         except (ChannelClosed, FrameError):
             return link.lost()

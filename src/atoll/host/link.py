@@ -65,6 +65,10 @@ class Link(Protocol):
     def tell(self, header: dict[str, Any]) -> None:
         """Send a message to who granted the worker; raises `ChannelClosed` or `OSError` where it is gone."""
 
+    @property
+    def whole(self) -> bool:
+        """True where all has come that the worker has sent, once it sends nothing more."""
+
     def lost(self) -> errors.AtollError:
         """Return the error of the call that ran when the link ended without a word about the worker."""
 

@@ -92,6 +92,11 @@ class LocalLink:
         """See `Link.tell`."""
         self._control.send(header)
 
+    @property
+    def whole(self) -> bool:
+        """See `Link.whole`."""
+        return True
+
     def lost(self) -> errors.AtollError:
         """See `Link.lost`."""
         return errors.HostUnreachable(

@@ -212,6 +212,11 @@ class RemoteLink:
         """See `Link.tell`."""
         self._line.tell(header)
 
+    @property
+    def whole(self) -> bool:
+        """See `Link.whole`; a line that was cut off may lack the answer."""
+        return self._line.whole
+
     def lost(self) -> errors.AtollError:
         """See `Link.lost`."""
         found = self._line.lost()
