@@ -12,6 +12,7 @@ from typing import Any
 from atoll.server.accounts.bodies import NewUser
 
 from ..server.process import Server
+from ..waiting import until
 from .published import serving
 
 
@@ -162,6 +163,32 @@ def test_parts_that_are_refused() -> None:
         assert names[0][0] == 200
         status, answer = names[-1]
         assert (status, "uploads are open" in answer["detail"]) == (422, True), answer
+
+
+def test_parts_of_connections_that_break() -> None:
+    """A part whose connection breaks is sent again, and holds up nobody; a server that starts anew knows no upload."""
+    with serving(tls=False) as server:
+        base = "/files/file/multipart/broken.bin"
+        one = f"{base}/{server.ask('POST', f'{base}/initiate')[1]['upload_id']}"
+        connection = server.connection()
+        connection.putrequest("PUT", f"{one}/1")
+        for name, value in {**server.headers(), "Content-Type": "multipart/form-data; boundary=XX"}.items():
+            connection.putheader(name, value)
+        connection.putheader("Content-Length", str(3 << 20))
+        connection.endheaders(b'--XX\r\nContent-Disposition: form-data; name="f"; filename="f"\r\n\r\n')
+        connection.send(b"broken" * 400_000)
+        until(lambda: [found for found in server.volumes.glob("*/staging/parts-*") if found.stat().st_size])
+        connection.close()
+        part = send_part(server, f"{one}/1", b"whole")[1]
+        assert server.ask("POST", f"{one}/complete", listed(part))[0] == 200
+        assert server.ask("GET", "/files/file/broken.bin") == (200, b"whole")
+
+        one = f"{base}/{server.ask('POST', f'{base}/initiate')[1]['upload_id']}"
+        server.end()
+        server.start()
+        status, answer = send_part(server, f"{one}/1", b"x")
+        assert (status, "begin it anew" in answer["detail"]) == (404, True)
+        assert server.ask("GET", "/files/file/broken.bin") == (200, b"whole")
 
 
 def test_parts_and_a_quota() -> None:
