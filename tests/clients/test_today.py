@@ -68,10 +68,13 @@ def test_apps(user: Client) -> None:
     assert "there is no revision" in user.run("fal", "apps", "delete-rev", revision, status=None)
 
 
-def test_an_app_is_served_while_its_command_runs(user: Client) -> None:
-    """`fal run` of an app prints an address and the app's output; with the end of the command the app is gone."""
-    program = HERE / "programs" / "app_today.py"
-    with user.started("fal", "run", f"{program}::Greeter", "--auth", "private", PYTHONUNBUFFERED="1") as process:
+@contextlib.contextmanager
+def run_app(
+    user: Client, program: Path, name: str, printed: str = "printed by setup", **variables: str
+) -> Iterator[str]:
+    """Have `fal run` serve an app while the context is open; yield its path, and wait in the end for what it prints."""
+    options = ("--auth", "private")
+    with user.started("fal", "run", f"{program}::{name}", *options, PYTHONUNBUFFERED="1", **variables) as process:
         assert process.stdout is not None
         told = ""
         for line in process.stdout:
@@ -80,16 +83,18 @@ def test_an_app_is_served_while_its_command_runs(user: Client) -> None:
                 break
         else:
             pytest.fail(told)
-        path = found[1]
-        status, answer = user.server.ask("POST", path, b'{"name": "you"}', _json(user))
-        assert status == 200, answer
-        assert answer == {"text": "hello you"}
+        yield found[1]
         for line in process.stdout:
-            told += line
-            if "printed by setup" in line:
+            if printed in line:
                 break
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=PATIENCE_SECONDS)
+
+
+def test_an_app_is_served_while_its_command_runs(user: Client) -> None:
+    """`fal run` of an app prints an address and the app's output; with the end of the command the app is gone."""
+    with run_app(user, HERE / "programs" / "app_today.py", "Greeter") as path:
+        assert user.server.ask("POST", path, b'{"name": "you"}', _json(user)) == (200, {"text": "hello you"})
     until(lambda: user.server.ask("POST", path, b"{}", _json(user))[0] == 404)
     until(lambda: not user.server.ask("POST", "/v1/requests/calls.running", b"{}")[1]["calls"])
     assert path.rpartition("/")[2] not in [one["id"] for one in _revisions(user)]
@@ -143,6 +148,12 @@ def test_files_beside_an_app(user: Client) -> None:
         )
     for word in ("third", "fourth"):
         user.run("fal", "apps", "delete", word)
+    path: dict[str, Any] = {"PYTHONPATH": str(program.parent)}
+    with run_app(user, program, "Speaker", printed="", **path) as place:
+        assert user.server.ask("POST", place, b"{}", _json(user)) == (200, {"text": "FOURTH", "bytes": sizes["fourth"]})
+    user.run("fal", "deploy", f"{program}::said", "--app-name", "said", "--auth", "private", **path)
+    status, answer = user.server.ask("POST", f"/{name}/said", b"{}", _json(user))
+    assert (status, "FOURTH" in str(answer)) == (200, True), answer
 
 
 def test_a_large_file(user: Client) -> None:

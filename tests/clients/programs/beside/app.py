@@ -33,3 +33,9 @@ class Speaker(fal.App, keep_alive=60, name="speaker"):
 def speak():
     with open("words/one.txt") as file:
         print("spoken", shouting.shout(file.read()), os.getcwd(), sorted(os.listdir()))
+
+
+@fal.function(serve=True, app_files=FILES)
+def said():
+    with open("words/one.txt") as file:
+        return {"said": shouting.shout(file.read())}
