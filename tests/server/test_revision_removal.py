@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,3 +131,29 @@ def test_a_removed_revision_takes_no_requests(made: Front, tmp_path: Path) -> No
     until(lambda: not made.app.connections)
     assert "nothing is unused" in command(server, tmp_path, "function", "delete", "--unused").stderr
     assert command(server, tmp_path, "function", "delete").returncode == 2
+
+
+def test_what_was_served_for_a_listener_ends_with_the_server(made: Front) -> None:
+    """The next process removes it, and no other revision; an alias makes it one like others."""
+    server: Server = made.server
+
+    def registered(**options: object) -> str:
+        facts = {"function": "app", "port": 8080, "options": options}
+        body = json.dumps(facts).encode() + b"\nnothing that runs"
+        status, data = server.ask("POST", "/v1/revisions", body, made.user("operator"))
+        assert status == 201, data
+        return str(data["id"])
+
+    over, plain, kept = registered(ephemeral=True), registered(), registered(ephemeral=True)
+    assert made.ask("POST", f"/operator/{over}/echo", b"{}")[0] == 200
+    pointed = json.dumps({"revision": kept}).encode()
+    assert server.ask("PUT", "/v1/aliases/kept", pointed, made.user("operator"))[0] == 200
+    server.end(signal.SIGKILL)
+    server.start()
+
+    def left() -> set[str]:
+        found = server.ask("GET", "/v1/revisions", headers=made.user("operator"))[1]["revisions"]
+        return {one["id"] for one in found}
+
+    until(lambda: left() == {plain, kept})
+    assert made.ask("POST", f"/operator/{over}/echo", b"{}")[0] == 404

@@ -45,7 +45,7 @@ def registered(request: Any, caller: Caller, service: Any, auth: int, *, ephemer
     function = Hosted(caller, request, variables, secrets, served=True)
     machine = request.machine_requirements
     alias = "" if ephemeral else request.application_name
-    options = options_of(machine)
+    options = {**options_of(machine), **({"ephemeral": True} if ephemeral else {})}
     if not ephemeral and request.HasField("max_concurrency") and request.max_concurrency > 0:
         options["max_concurrency"] = request.max_concurrency
     if alias and request.HasField("scale") and not request.scale:

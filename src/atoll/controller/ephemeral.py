@@ -2,7 +2,7 @@
 
 Theory of operation. The function becomes a revision without an alias, so nobody finds it who was not told its address. The
 client is told that, and then what the runners print. When the client goes, the runners are ended and the revision is removed.
-A server that is killed removes nothing: the revision stays in `atoll function list`, and its runners end when they are idle.
+What a server that was killed has left, the next one removes.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ class Options(msgspec.Struct, frozen=True):
         health_path: a path that must answer `200` before a runner gets requests, such as `/health`; empty for the port alone.
         rate_limit: requests a minute of each key, or address where nobody is asked; 0 for no bound.
         cors: origins of pages that may call it, such as `https://app.example`; `*` for all.
+        ephemeral: it is served for a program that listens to this process of the server; without an alias the next process
+            removes it.
     """
 
     min_concurrency: int = 0
@@ -32,6 +34,7 @@ class Options(msgspec.Struct, frozen=True):
     health_path: str = ""
     rate_limit: int = 0
     cors: tuple[str, ...] = ()
+    ephemeral: bool = False
 
 
 class NewRevision(msgspec.Struct, frozen=True):

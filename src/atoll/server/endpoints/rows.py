@@ -140,6 +140,11 @@ def known(connection: Connection, names: Sequence[str]) -> set[str]:
     return found
 
 
+def forget(connection: Connection, names: Sequence[str]) -> None:
+    """Remove revisions by their ids."""
+    connection.execute(revisions.delete().where(revisions.c.id.in_(names)))
+
+
 def everything(connection: Connection) -> list[Revision]:
     """Return the revisions of all users."""
     return [_revision(row) for row in connection.execute(select(*_COLUMNS).select_from(_FROM))]

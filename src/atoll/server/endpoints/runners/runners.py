@@ -49,6 +49,7 @@ class Runners:
         self._state, self._database = state, database
         self.directory = directory
         self.pools: dict[str, Pool] = {}
+        self._began = time.time()
 
     def file(self, revision: str) -> Path:
         """Return the path of a revision's spool."""
@@ -80,7 +81,7 @@ class Runners:
             pool.retired = True
 
     async def _adopt(self) -> None:
-        """Use the runners of an earlier process on."""
+        """Use the runners of an earlier process on; remove what was served for its own time alone."""
         found = await self._database.run(rows.everything, writes=False)
         by_user: dict[str, list[Revision]] = {}
         for revision in found:
@@ -90,11 +91,20 @@ class Runners:
             asked = {"states": ["waiting", "running"]}
             answer = await self._state.asks.ask(Principal(user, mine[0].owner), "detached.list", asked)
             for row in answer["calls"]:
-                if (its := known.get(row.get("batch", ""))) is not None:
+                its = known.get(row.get("batch", ""))
+                if its is not None and self._is_over(its):
+                    await self._state.asks.ask(Principal(user, its.owner), "detached.cancel", {"call": row["call"]})
+                elif its is not None:
                     self.pool(its).adopt(row["call"])
+        if over := [one.id for one in found if self._is_over(one)]:  # their files go with the strays
+            await self._database.run(lambda connection: rows.forget(connection, over))
         for revision in found:
             if revision.alias and revision.options.min_concurrency and revision.port:
                 self.pool(revision)
+
+    def _is_over(self, revision: Revision) -> bool:
+        """Return whether a revision was served for a program that listened to an earlier process."""
+        return revision.options.ephemeral and not revision.alias and revision.created < self._began
 
     async def _look(self) -> None:
         await self._adopt()
