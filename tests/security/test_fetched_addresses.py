@@ -98,6 +98,7 @@ def test_a_file_of_the_network(allowing: Server, site: Site) -> None:
         "cut": "before the file was whole",
         "huge": "more than",
         f"to/{f'{site.url}/missing'.encode().hex()}": "answers 404",
+        f"to/{b'http://[::1'.hex()}": "no address",
     }
     for kind, reason in failing.items():
         status, text = fetched(allowing, f"{site.url}/{kind}")

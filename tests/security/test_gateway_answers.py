@@ -6,6 +6,7 @@ import json
 import re
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -216,3 +217,50 @@ def test_a_slow_reader_holds_a_bounded_part_of_an_answer(made: Attacked) -> None
         until(lambda: sent[0] and not made.app.open)
     assert sent[0] < 64 << 20
     assert statuses(asked(made, "clean")) == [200]
+
+
+def test_a_request_that_was_read_is_asked_once(made: Attacked) -> None:
+    """A function's server that has read a request and ends its connection, kept or new, has it once: 502."""
+    gate = threading.Barrier(2)
+
+    def together(peer: Peer) -> bool:
+        gate.wait(PATIENCE_SECONDS)
+        peer.send(OK)
+        return True
+
+    made.app.scripts["together"] = together
+    made.app.scripts["drop"] = lambda peer: False
+    made.serve("ann", "wide", "shared", max_concurrency=1, max_multiplexing=4)
+    key = f"Authorization: Key {made.key('ann')}\r\n".encode()
+
+    def ask(path: str, method: str) -> bytes:
+        line = f"{method} /ann/wide/{path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n".encode()
+        return made.said(line + key + b"Content-Length: 0\r\n\r\n")
+
+    for method in ("GET", "POST"):
+        with ThreadPoolExecutor(2) as threads:  # leaves two connections that could be used again
+            answers = list(threads.map(lambda _: ask("together", "GET"), range(2)))
+        assert [statuses(one) for one in answers] == [[200], [200]]
+        before = len(made.app.seen)
+        assert statuses(ask("drop", method)) == [502]
+        assert [one.split(b" ")[1] for one in made.app.seen[before:]] == [b"/drop"]
+
+
+def test_a_connection_that_was_closed_while_idle_is_not_used(made: Attacked) -> None:
+    """A kept connection that the function's server has closed serves nobody, and no request is lost on it."""
+    made.app.scripts["last"] = lambda peer: peer.send(OK)  # and ends
+    for _ in range(20):
+        assert asked(made, "last", "ann").endswith(b"\r\n\r\nok")
+        assert statuses(asked(made, "clean", "ann", "POST")) == [200]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])  # the short way, and the usual one
+def test_headers_of_the_server_and_of_one_connection_are_not_the_functions(made: Attacked, method: str) -> None:
+    """An answer has one date and one id, the server's, and nothing that its function has for the connection alone."""
+    fields = b"date: never\r\nx-request-id: mine\r\nconnection: X-Hop , keep-alive\r\nx-hop: 1\r\nx-end: 2\r\n"
+    made.app.scripts["own"] = lambda peer: peer.send(b"HTTP/1.1 200 OK\r\n" + fields + b"content-length: 0\r\n\r\n")
+    answer = asked(made, "own", "ann", method).decode().lower()
+    names = [line.partition(":")[0] for line in answer.split("\r\n")[1:]]
+    assert [names.count(one) for one in ("date", "x-request-id", "x-hop", "x-end")] == [1, 1, 0, 1]
+    assert "never" not in answer
+    assert "mine" not in answer

@@ -21,7 +21,7 @@ class FakeRunner:
         self.state, self.owner, self.call = state, owner, call
         self.busy, self.over, self.worker = 0, False, ""
         self.since = self.born = time.monotonic()
-        self._idle: list[Any] = []
+        self._idle: list[Exchange] = []
 
     async def start(self, _file: Path, _seconds: float) -> None:
         """Start at once."""
@@ -30,18 +30,19 @@ class FakeRunner:
         """Be none of an earlier process."""
         raise errors.HostUnreachable("nothing to adopt", hint="none")
 
-    async def connection(self) -> tuple[Exchange, bool]:
+    async def connection(self) -> Exchange:
         """Return a connection to the test's server."""
         while self._idle:
-            if (found := self._idle.pop()).reusable:
-                return found, True
+            if (found := self._idle.pop()).can_ask(time.monotonic()):
+                return found
+            found.close()
         try:
             _, made = await asyncio.get_running_loop().create_connection(
                 Exchange, "127.0.0.1", int(os.environ["ATOLL_TEST_APP"])
             )
         except OSError as error:
             raise errors.PortUnreachable("nothing listens", hint="none") from error
-        return made, False
+        return made
 
     async def connect(self, protocol: asyncio.Protocol) -> Any:
         """Return a connection for a protocol that speaks with the test's server by itself."""
@@ -51,6 +52,7 @@ class FakeRunner:
     def give_back(self, exchange: Exchange) -> None:
         """Keep a connection."""
         if exchange.reusable and exchange.is_whole and not self.over:
+            exchange.rest_since = time.monotonic()
             self._idle.append(exchange)
         else:
             exchange.close()

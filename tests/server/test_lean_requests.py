@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import time
 from collections.abc import Iterator
@@ -34,6 +35,7 @@ KINDS = {
 def server_of_kinds() -> None:
     """Serve an answer of each kind."""
     import http.server
+    import os
     import time
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -45,6 +47,9 @@ def server_of_kinds() -> None:
                 self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-le")
                 self.close_connection = True
                 return
+            if kind == "/end":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nab")
+                os._exit(1)
             if kind == "/late":
                 time.sleep(3600)
             if kind == "/open":
@@ -155,6 +160,21 @@ def test_a_client_that_goes_frees_the_runners_place(server: Server) -> None:
         assert ask(fresh, server, "POST", "/plain", lean=True)[:2] == (200, b"text")
     finally:
         fresh.close()
+
+
+@pytest.mark.parametrize("lean", [True, False])
+def test_a_runner_that_has_just_ended_takes_no_request_along(server: Server, *, lean: bool) -> None:
+    """A request that comes before the end of a runner is noted is answered by the next one."""
+    for _ in range(3):
+        for path, wanted in (("/plain", b"text"), ("/end", b""), ("/plain", b"text")):
+            connection = server.connection()
+            connection.timeout = PATIENCE_SECONDS
+            with contextlib.closing(connection):
+                if path == "/end":
+                    with pytest.raises(http.client.IncompleteRead):
+                        ask(connection, server, "POST", path, lean=lean)
+                else:
+                    assert ask(connection, server, "POST", path, lean=lean)[:2] == (200, wanted)
 
 
 class _Reads:

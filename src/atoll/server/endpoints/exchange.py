@@ -7,6 +7,7 @@ meanwhile, so the function's own server waits. In the other direction the body w
 from __future__ import annotations
 
 import asyncio
+import select
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, cast
@@ -17,6 +18,8 @@ from atoll import errors
 
 HIGH_BYTES, LOW_BYTES = 256 << 10, 64 << 10
 """Bytes of an answer that wait for the client: above the first the socket is not read, below the second again."""
+REST_SECONDS = 1.5
+"""The longest rest of a connection before another request. Servers close idle ones after 2 s (gunicorn), or 5 s (uvicorn)."""
 HEAD_BYTES = 256 << 10
 """The most of an answer's head."""
 
@@ -26,8 +29,12 @@ Headers = Sequence[tuple[bytes, bytes]]
 class RunnerGone(errors.HostUnreachable):
     """The connection ended before the answer was whole.
 
-    In the details `began` tells whether its head has come, and `heard` whether any byte has.
+    In the details `began` tells whether the head of the answer has come.
     """
+
+
+class NotReached(RunnerGone):
+    """The runner had ended before it got anything of the request."""
 
 
 class Exchange(asyncio.Protocol):
@@ -56,6 +63,8 @@ class Exchange(asyncio.Protocol):
         """True once an answer took too long to begin."""
         self.reusable = True
         """False once another request must have another connection."""
+        self.rest_since = 0.0
+        """When its last answer was whole."""
 
     # --- asyncio's callbacks ------------------------------------------------------------------------------------------
 
@@ -180,8 +189,8 @@ class Exchange(asyncio.Protocol):
                     sending.result()  # the client has gone: nobody waits for an answer
                 await self._change()
             if not self._is_head:
-                heard, text = bool(self._head_bytes), "the function's server ended the connection"
-                raise RunnerGone(text, hint="see the endpoint's logs", began=False, heard=heard)
+                text = "the function's server ended the connection"
+                raise RunnerGone(text, hint="see the endpoint's logs", began=False)
             if sending is not None and sending.done():
                 sending.result()
             elif sending is not None:  # it has answered before the body was whole
@@ -245,6 +254,21 @@ class Exchange(asyncio.Protocol):
         self.expired = True
         self._lose()
         self._tell()
+
+    def can_ask(self, now: float) -> bool:
+        """Return whether a request can be sent: a used connection is still open, as far as this machine knows.
+
+        Args:
+            now: by the clock of `rest_since`.
+        """
+        if not self.reusable or now - self.rest_since > REST_SECONDS:
+            return False
+        connected = self.transport.get_extra_info("socket")  # None for one to another machine
+        if connected is None:
+            return True
+        poll = select.poll()
+        poll.register(connected.fileno(), select.POLLIN | select.POLLRDHUP)
+        return not poll.poll(0)  # an end, or bytes that nobody asked for, which the loop has not seen yet
 
     @property
     def transport(self) -> asyncio.Transport:

@@ -13,7 +13,7 @@ from starlette.types import Send
 
 from atoll import errors
 from atoll.server.endpoints.callers.tokens import Tokens
-from atoll.server.endpoints.exchange import Exchange, Headers, RunnerGone
+from atoll.server.endpoints.exchange import Exchange, Headers, NotReached, RunnerGone
 from atoll.server.endpoints.runners.pool import Pool
 from atoll.server.endpoints.runners.runner import Runner
 
@@ -22,6 +22,8 @@ HOP = {
     *(b"transfer-encoding", b"upgrade", b"proxy-connection"),
 }
 """Headers of one connection, which are not passed on."""
+_NOT_ON = frozenset(HOP | {b"date", b"x-request-id"})
+"""Headers of an answer that are not passed on: those of one connection, and those that this server gives once itself."""
 _OURS = {b"content-length", b"expect", b"forwarded", b"x-real-ip"}
 _OUR_BEGINNINGS = (b"x-fal-", b"x-atoll-", b"x-forwarded-")
 _OF_ORIGIN = {
@@ -36,6 +38,8 @@ _OF_ORIGIN = {
     ),
 }
 """Headers of an answer that a browser heeds for all pages of its host."""
+RUNNERS = 3
+"""Runners at which a request is tried whose port is closed: one that ended a moment ago is seen so."""
 SHORT_NAME = 64
 SANDBOX = b"sandbox allow-downloads allow-forms allow-modals allow-popups allow-scripts"
 """The policy of pages of functions at the server's own host: else their scripts would act in the name of who reads them."""
@@ -167,7 +171,11 @@ class Answer:
 
     def kept(self, *, own_host: bool) -> list[tuple[bytes, bytes]]:
         """Return the headers that are passed on; see `harmless`."""
-        return harmless([(name, value) for name, value in self.headers if name not in HOP], own_host=own_host)
+        dropped: set[bytes] | frozenset[bytes] = _NOT_ON
+        for name, value in self.headers:
+            if name == b"connection" and value.lower() not in (b"close", b"keep-alive"):
+                dropped = dropped | {one.strip() for one in value.lower().split(b",")}
+        return harmless([(name, value) for name, value in self.headers if name not in dropped], own_host=own_host)
 
 
 async def send_on(answer: Answer, asked: Asked, send: Send) -> None:
@@ -211,44 +219,41 @@ async def ask(
 ) -> Answer:
     """Give a request to a runner that has a place for it, and return its answer, whose exchange the runner gets back.
 
-    A request whose body is whole, and that meets a connection which the runner has just closed as idle, is asked once
-    more on a new one: nothing has read it. All else is asked once, since the function may have begun.
+    It is asked once, since a function whose server ends the connection may have begun.
 
     Args:
         body: the beginning of the body.
         more: the rest of it; None where `body` is all.
 
     Raises:
+        NotReached: the runner had ended; another one may be asked.
         RunnerGone: the runner ended first.
         TimeoutError: no answer began in time.
     """
     head = asked.head(len(body) if more is None else None)
     seconds = pool.revision.options.request_timeout
-    while True:
-        try:
-            exchange, used = await runner.connection()
-        except (errors.WorkerDied, errors.PortUnreachable) as error:
-            pool.lost(runner)
-            raise RunnerGone("the function's server has ended", hint="try again", began=False) from error
-        timer = asyncio.get_running_loop().call_later(seconds, exchange.expire) if seconds else None
-        try:
-            status, headers = await exchange.ask(
-                head + body if more is None else head, None if more is None else _chunks(body, more)
-            )
-        except RunnerGone as error:
-            exchange.close()
-            if exchange.expired:
-                raise TimeoutError from None
-            if used and more is None and not error.details.get("heard"):
-                continue
-            raise
-        except BaseException:
-            exchange.close()
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
-        return Answer(status, headers, exchange)
+    try:
+        exchange = await runner.connection()
+    except (errors.WorkerDied, errors.PortUnreachable) as error:
+        pool.lost(runner)
+        raise NotReached("the function's server has ended", hint="try again", began=False) from error
+    timer = asyncio.get_running_loop().call_later(seconds, exchange.expire) if seconds else None
+    try:
+        status, headers = await exchange.ask(
+            head + body if more is None else head, None if more is None else _chunks(body, more)
+        )
+    except RunnerGone:
+        exchange.close()
+        if exchange.expired:
+            raise TimeoutError from None
+        raise
+    except BaseException:
+        exchange.close()
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+    return Answer(status, headers, exchange)
 
 
 @contextlib.asynccontextmanager

@@ -106,7 +106,10 @@ class Fetches:
                     return
             finally:
                 exchange.close()
-            url = urljoin(url, place.decode("latin-1"))
+            try:
+                url = urljoin(url, place.decode("latin-1"))
+            except ValueError:
+                raise Failed(422, "the address leads to a text that is no address; name the last one") from None
         raise Failed(422, f"the address leads to more than {MOST_REDIRECTS} others; name the last one")
 
     async def _ask(self, user: str, url: str) -> tuple[Exchange, int, Headers]:

@@ -46,6 +46,7 @@ class Pool:
         self._owner = Principal(revision.user, revision.owner)
         self.runners: list[Runner] = []
         self._starting: set[asyncio.Task[None]] = set()
+        self._calls: set[str] = set()  # of runners that start or serve
         self._waiting: deque[asyncio.Future[Runner]] = deque()
         self.retired = False
         self.failing = Failing()
@@ -136,6 +137,7 @@ class Pool:
     def end(self, runner: Runner) -> None:
         """End a runner."""
         runner.over = True
+        self._calls.discard(runner.call)
         if runner in self.runners:
             self.runners.remove(runner)
             asyncio.ensure_future(runner.stop())  # noqa: RUF006 - it ends by itself
@@ -159,10 +161,12 @@ class Pool:
 
     async def _start(self) -> None:
         call = str(uuid4())
+        self._calls.add(call)
         runner = self._runner(call)
         try:
             await runner.start(self._file, self.revision.options.startup_timeout)
         except (errors.AtollError, OSError, ValueError) as error:
+            self._calls.discard(call)
             await runner.stop()
             failure = self._failure(error)
             log.warning("runner_failed", extra={"fields": {"revision": self.revision.id, "error": str(failure)[:300]}})
@@ -228,14 +232,17 @@ class Pool:
         return 0, bodies.Failing(self.failing.error, self.failing.failures, next_try)
 
     def adopt(self, call: str) -> None:
-        """Use a runner that an earlier process of this server has begun."""
-        self._begin(self._adopt(call))
+        """Use a runner that an earlier process of this server has begun, once."""
+        if call not in self._calls:
+            self._calls.add(call)
+            self._begin(self._adopt(call))
 
     async def _adopt(self, call: str) -> None:
         runner = self._runner(call)
         try:
             await runner.adopt()
         except (errors.AtollError, TimeoutError):
+            self._calls.discard(call)
             await runner.stop()
             return
         self.runners.append(runner)

@@ -209,18 +209,23 @@ class Runner:
         connected.setblocking(False)
         return connected
 
-    async def connection(self) -> tuple[Exchange, bool]:
-        """Return a connection, and whether it has been used before."""
+    async def connection(self) -> Exchange:
+        """Return a connection on which nothing has come; a used one if its server has not closed that.
+
+        Raises:
+            PortUnreachable, WorkerDied: as `_dial`.
+        """
         while self._idle:
             found = self._idle.pop()
-            if found.reusable:
-                return found, True
+            if found.can_ask(time.monotonic()):
+                return found
             found.close()
-        return await self._dial(), False
+        return await self._dial()
 
     def give_back(self, exchange: Exchange) -> None:
         """Take back a connection after its answer."""
         if exchange.reusable and exchange.is_whole and not self.over and len(self._idle) < MOST_IDLE:
+            exchange.rest_since = time.monotonic()
             self._idle.append(exchange)
         else:
             exchange.close()

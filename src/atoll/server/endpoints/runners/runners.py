@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
 from atoll import errors
@@ -81,24 +81,37 @@ class Runners:
             pool.retired = True
 
     async def _adopt(self) -> None:
-        """Use the runners of an earlier process on; remove what was served for its own time alone."""
+        """Use the runners of an earlier process on, and keep those that are to be kept; users whose node fails wait alone."""
         found = await self._database.run(rows.everything, writes=False)
-        by_user: dict[str, list[Revision]] = {}
-        for revision in found:
-            by_user.setdefault(revision.user, []).append(revision)
-        for user, mine in by_user.items():
-            known = {one.id: one for one in mine}
-            asked = {"states": ["waiting", "running"]}
-            answer = await self._state.asks.ask(Principal(user, mine[0].owner), "detached.list", asked)
-            for row in answer["calls"]:
-                its = known.get(row.get("batch", ""))
-                if its is not None and self._is_over(its):
-                    await self._state.asks.ask(Principal(user, its.owner), "detached.cancel", {"call": row["call"]})
-                elif its is not None:
-                    self.pool(its).adopt(row["call"])
-        if over := [one.id for one in found if self._is_over(one)]:  # their files go with the strays
+        left = {revision.user for revision in found}
+        while left:
+            for user in tuple(left):
+                with contextlib.suppress(errors.AtollError):  # the node is just away, or not ready for this user
+                    await self._adopt_of([revision for revision in found if revision.user == user])
+                    left.discard(user)
+            if left:
+                await asyncio.sleep(ALIVE_SECONDS)
+                found = await self._database.run(rows.everything, writes=False)
+                left &= {revision.user for revision in found}
+
+    async def _adopt_of(self, mine: Sequence[Revision]) -> None:
+        """Use the runners of a user on; remove what was served for its own time alone.
+
+        Raises:
+            AtollError: the node does not tell.
+        """
+        known = {one.id: one for one in mine}
+        asked = {"states": ["waiting", "running"]}
+        answer = await self._state.asks.ask(Principal(mine[0].user, mine[0].owner), "detached.list", asked)
+        for row in answer["calls"]:
+            its = known.get(row.get("batch", ""))
+            if its is not None and self._is_over(its):
+                await self._state.asks.ask(Principal(its.user, its.owner), "detached.cancel", {"call": row["call"]})
+            elif its is not None:
+                self.pool(its).adopt(row["call"])
+        if over := [one.id for one in mine if self._is_over(one)]:  # their files go with the strays
             await self._database.run(lambda connection: rows.forget(connection, over))
-        for revision in found:
+        for revision in mine:
             if revision.alias and revision.options.min_concurrency and revision.port:
                 self.pool(revision)
 
@@ -107,7 +120,6 @@ class Runners:
         return revision.options.ephemeral and not revision.alias and revision.created < self._began
 
     async def _look(self) -> None:
-        await self._adopt()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             for pool in tuple(self.pools.values()):
@@ -180,7 +192,7 @@ class Runners:
         """Look after the runners while the context is open; they outlive it."""
         try:
             async with contextlib.AsyncExitStack() as stack:
-                for work in (self._look, self._look_alive, self._make_room, self._tidy):
+                for work in (self._adopt, self._look, self._look_alive, self._make_room, self._tidy):
                     await stack.enter_async_context(in_background(work))
                 yield
         finally:
