@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from uuid import uuid4
 
 import pytest
 
-from atoll import errors
+from atoll import Host, errors, isolated
 from atoll.server.accounts import rows as accounts
 from atoll.server.apps import bodies, removal
 from atoll.server.apps import rows as app_rows
@@ -157,3 +158,40 @@ def test_what_was_served_for_a_listener_ends_with_the_server(made: Front) -> Non
 
     until(lambda: left() == {plain, kept})
     assert made.ask("POST", f"/operator/{over}/echo", b"{}")[0] == 404
+
+
+def _holds() -> None:
+    """Serve, and answer nothing but health checks."""
+    import http.server
+    import time
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(3600)
+
+    http.server.ThreadingHTTPServer(("0.0.0.0", 8080), Handler).serve_forever()
+
+
+def test_runners_of_a_removed_revision_end_with_a_killed_server(tmp_path: Path) -> None:
+    """The next process knows whose they are, and ends them; the file of the revision goes with them."""
+    with running(tls=False) as server, pytest.MonkeyPatch.context() as patch:
+        for name, value in server.client_variables.items():
+            patch.setenv(name, value)
+        host = Host(server.url, key_id=server.key[0], key_secret=server.key[1])
+        function = isolated(host=host, exposed_port=8080, keep_alive=600, network="none")(_holds)
+        revision = function.serve().revision
+        file = server.home.path / "server" / "revisions" / revision
+
+        def states() -> list[str]:
+            found = command(server, tmp_path, "calls", "list", "--json").stdout
+            return [str(one["state"]) for one in json.loads(found or "[]")]
+
+        with contextlib.closing(server.connection()) as waiting:
+            waiting.request("GET", f"/operator/{revision}/", headers=server.headers())
+            until(lambda: states() == ["running"])
+            assert server.ask("DELETE", f"/v1/revisions/{revision}")[0] == 200
+            assert states() == ["running"]
+            server.end(signal.SIGKILL)
+        server.start()
+        until(lambda: "running" not in states())
+        until(lambda: not file.exists())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import msgspec
 from sqlalchemy import Connection, select
 from starlette.requests import Request
@@ -92,7 +90,5 @@ async def _removed(request: Request, name: str) -> Removed:
     found = await parts["accounts"].database.run(change)
     parts["gateway"].forget()
     for one in found:
-        parts["runners"].retire(one)
-        with contextlib.suppress(OSError):  # it is looked for again within the hour
-            parts["runners"].file(one).unlink(missing_ok=True)
+        parts["runners"].removed(one)
     return Removed(found)

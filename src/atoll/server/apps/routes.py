@@ -129,7 +129,7 @@ async def _follow(request: Request, changes: rows.Changes) -> None:
     for name, at in changes.next_runs.items():
         parts["clock"].put(name, at)
     for name in changes.unneeded:
-        parts["runners"].file(name).unlink(missing_ok=True)
+        parts["runners"].removed(name)
 
 
 async def list_apps(request: Request) -> bodies.Apps:

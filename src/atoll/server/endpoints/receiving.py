@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from io import RawIOBase
 from pathlib import Path
@@ -141,8 +141,20 @@ class Receiver:
             return open(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb", buffering=0)
 
 
-async def remove_strays(directory: Path, database: Database) -> int:
-    """Remove files of revisions that no row names; return their number.
+async def remove_strays(directory: Path, database: Database, kept: Collection[str] = ()) -> int:
+    """Remove files of revisions that no row names, but those with some names; return their number.
+
+    Raises:
+        OSError, StateUnusable: see `strays`; or one cannot be removed.
+    """
+    found = [file for file in await strays(directory, database) if file.name not in kept]
+    for file in found:
+        await asyncio.to_thread(file.unlink, missing_ok=True)
+    return len(found)
+
+
+async def strays(directory: Path, database: Database) -> list[Path]:
+    """Return the files of revisions that no row names.
 
     Raises:
         OSError, StateUnusable: the directory or the database cannot be read or written.
@@ -152,10 +164,7 @@ async def remove_strays(directory: Path, database: Database) -> int:
     known = await database.run(
         partial(rows.known, names=found), writes=False
     )  # those of them that were added meanwhile, too
-    strays = [directory / name for name in found if name not in coming | known]
-    for file in strays:
-        await asyncio.to_thread(file.unlink, missing_ok=True)
-    return len(strays)
+    return [directory / name for name in found if name not in coming | known]
 
 
 def _write(file: RawIOBase, data: bytes) -> None:

@@ -14,11 +14,14 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 
+from sqlalchemy import select
+
 from atoll import errors
 from atoll.detached.ends import failure_of
 from atoll.server.database.database import Database
+from atoll.server.database.tables import users
 from atoll.server.endpoints import bodies, rows
-from atoll.server.endpoints.receiving import remove_strays
+from atoll.server.endpoints.receiving import remove_strays, strays
 from atoll.server.endpoints.rows import Revision
 from atoll.server.endpoints.runners.pool import Pool
 from atoll.server.endpoints.runners.room import Room
@@ -49,6 +52,7 @@ class Runners:
         self._state, self._database = state, database
         self.directory = directory
         self.pools: dict[str, Pool] = {}
+        self._looked = asyncio.Event()  # for runners of revisions that were removed
         self._began = time.time()
 
     def file(self, revision: str) -> Path:
@@ -80,8 +84,37 @@ class Runners:
         if (pool := self.pools.get(revision)) is not None:
             pool.retired = True
 
+    def removed(self, revision: str) -> None:
+        """Let the runners of a revision end that was removed; until then its file tells the next process whose they are."""
+        self.retire(revision)
+        pool = self.pools.get(revision)
+        if pool is None or pool.is_idle:
+            with contextlib.suppress(OSError):  # it is looked for again within the hour
+                self.file(revision).unlink(missing_ok=True)
+
+    async def _end_removed(self) -> None:
+        """End the runners of revisions that were removed while these ran.
+
+        Raises:
+            OSError, StateUnusable: the directory or the database cannot be read.
+        """
+        names = {file.name for file in await strays(self.directory, self._database)}
+        if not names:
+            return
+        query = select(users.c.id, users.c.name)
+        for user, name in await self._database.run(lambda connection: connection.execute(query).all(), writes=False):
+            owner = Principal(user, name)
+            with contextlib.suppress(errors.AtollError):  # the node is just away, or not ready for this user
+                answer = await self._state.asks.ask(owner, "detached.list", {"states": ["waiting", "running"]})
+                for row in answer["calls"]:
+                    if row.get("batch", "") in names:
+                        await self._state.asks.ask(owner, "detached.cancel", {"call": row["call"]})
+
     async def _adopt(self) -> None:
         """Use the runners of an earlier process on, and keep those that are to be kept; users whose node fails wait alone."""
+        with contextlib.suppress(OSError, errors.StateUnusable):
+            await self._end_removed()
+        self._looked.set()
         found = await self._database.run(rows.everything, writes=False)
         left = {revision.user for revision in found}
         while left:
@@ -159,9 +192,11 @@ class Runners:
 
     async def _tidy(self) -> None:
         """Remove files of revisions that are gone, and forget revisions that have no runners and no requests."""
+        await self._looked.wait()
         while True:
+            busy = {name for name, pool in self.pools.items() if not pool.is_idle}
             try:
-                count = await remove_strays(self.directory, self._database)
+                count = await remove_strays(self.directory, self._database, busy)
             except (OSError, errors.AtollError) as error:
                 log.warning("stray_files_stay", extra={"fields": {"error": str(error)[:200]}})
             else:
