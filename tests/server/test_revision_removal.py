@@ -71,6 +71,9 @@ def test_what_is_needed_stays(database: Database) -> None:
             with pytest.raises(errors.CallerError, match=text) as caught:
                 removal.remove(connection, ann, name)
             assert caught.value.details["status"] == 409
+            assert ("crons cancel" in (caught.value.hint or "")) == (text == "schedule"), (
+                "its history stays: no dead end"
+            )
         for name in (others, str(uuid4()), "page"):
             with pytest.raises(errors.CallerError, match="no revision") as caught:
                 removal.remove(connection, ann, name)

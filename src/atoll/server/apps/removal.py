@@ -19,6 +19,7 @@ from atoll.server.state import state_of
 from atoll.terminal_text import cell
 
 _MOST_AT_ONCE = 500
+_SCHEDULE = "the schedule"
 
 
 def remove(connection: Connection, user: str, name: str) -> list[str]:
@@ -37,7 +38,12 @@ def remove(connection: Connection, user: str, name: str) -> list[str]:
         )
     needs = _needs(connection, user)
     if name and name in needs:
-        raise errors.CallerError(f"the revision is that of {needs[name]}", hint="remove that first", status=409)
+        hint = (
+            "end it with `atoll crons cancel ID`; what it ran is kept for up to 90 days, and the revision with it"
+            if needs[name].startswith(_SCHEDULE)
+            else "remove that first"
+        )
+        raise errors.CallerError(f"the revision is that of {needs[name]}", hint=hint, status=409)
     if name:
         unneeded = [name]
     else:
@@ -58,7 +64,7 @@ def _needs(connection: Connection, user: str) -> dict[str, str]:
     for name, revision in connection.execute(
         select(schedules.c.id, schedules.c.revision).where(schedules.c.user == user)
     ).all():
-        found[revision] = f"the schedule `{name}`, or of its history"
+        found[revision] = f"{_SCHEDULE} `{name}`, or of its history"
     for alias, revision in connection.execute(
         select(aliases.c.alias, aliases.c.revision).where(aliases.c.user == user)
     ).all():
