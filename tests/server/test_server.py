@@ -142,7 +142,7 @@ def test_behind_a_proxy_under_systemd(tmp_path: Path) -> None:
             assert server.ask("GET", "/metrics")[0] == 404
             forwarded = {"X-Forwarded-For": "198.51.100.7, 127.0.0.1", "X-Request-Id": "mine"}
             assert server.ask("GET", "/healthz", headers=forwarded)[0] == 200
-            until(lambda: '"address": "198.51.100.7"' in server.log.read_text())
-            assert '"request": "mine"' in server.log.read_text()
+            until(lambda: '"address":"198.51.100.7"' in server.log.read_text())
+            assert '"request":"mine"' in server.log.read_text()
             assert server.end() == 0
         assert told.recv(100) == b"STOPPING=1"
