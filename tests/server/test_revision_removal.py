@@ -149,6 +149,10 @@ def test_what_was_served_for_a_listener_ends_with_the_server(made: Front) -> Non
         return str(data["id"])
 
     over, plain, kept = registered(ephemeral=True), registered(), registered(ephemeral=True)
+    unused = registered()
+    removed = server.ask("DELETE", "/v1/revisions?unused=1", headers=made.user("operator"))[1]["revisions"]
+    assert set(removed) == {plain, unused}
+    plain = registered()
     assert made.ask("POST", f"/operator/{over}/echo", b"{}")[0] == 200
     pointed = json.dumps({"revision": kept}).encode()
     assert server.ask("PUT", "/v1/aliases/kept", pointed, made.user("operator"))[0] == 200

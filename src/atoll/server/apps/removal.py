@@ -25,7 +25,7 @@ _SCHEDULE = "the schedule"
 def remove(connection: Connection, user: str, name: str) -> list[str]:
     """Remove a revision of a user's; with an empty name all that nothing needs. Return their ids.
 
-    What an alias would go back to is needed, too, unless it is named.
+    What an alias would go back to is needed, too, unless it is named, and what somebody listens to (`fal run`).
 
     Raises:
         CallerError: there is none, or something needs it.
@@ -48,7 +48,8 @@ def remove(connection: Connection, user: str, name: str) -> list[str]:
         unneeded = [name]
     else:
         before = connection.execute(select(aliases.c.previous).where(aliases.c.user == user)).scalars()
-        unneeded = sorted(mine - needs.keys() - set(before))
+        listened = {one.id for one in endpoint_rows.all_of(connection, user) if one.options.ephemeral}
+        unneeded = sorted(mine - needs.keys() - set(before) - listened)
     for first in range(0, len(unneeded), _MOST_AT_ONCE):
         connection.execute(revisions.delete().where(revisions.c.id.in_(unneeded[first : first + _MOST_AT_ONCE])))
     return unneeded
