@@ -63,6 +63,7 @@ class Exchange(asyncio.Protocol):
         """True once an answer took too long to begin."""
         self.reusable = True
         """False once another request must have another connection."""
+        self._poll: select.poll | None = None
         self.rest_since = 0.0
         """When its last answer was whole."""
 
@@ -263,12 +264,13 @@ class Exchange(asyncio.Protocol):
         """
         if not self.reusable or now - self.rest_since > REST_SECONDS:
             return False
-        connected = self.transport.get_extra_info("socket")  # None for one to another machine
-        if connected is None:
-            return True
-        poll = select.poll()
-        poll.register(connected.fileno(), select.POLLIN | select.POLLRDHUP)
-        return not poll.poll(0)  # an end, or bytes that nobody asked for, which the loop has not seen yet
+        if self._poll is None:
+            connected = self.transport.get_extra_info("socket")
+            if connected is None:  # one to another machine
+                return True
+            self._poll = select.poll()
+            self._poll.register(connected.fileno(), select.POLLIN | select.POLLRDHUP)
+        return not self._poll.poll(0)  # an end, or bytes that nobody asked for, which the loop has not seen yet
 
     @property
     def transport(self) -> asyncio.Transport:
