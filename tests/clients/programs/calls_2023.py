@@ -11,7 +11,8 @@ from fal_serverless import FalServerlessHost, cached, isolated, local
 
 
 def ok(name: str, holds: object) -> None:
-    print(f"{'ok' if holds else 'WRONG'} {name}", flush=True)
+    # dill replaces `sys.stdout` while it pickles, in several threads at once: then not all of them put it back
+    print(f"{'ok' if holds else 'WRONG'} {name}", file=sys.__stdout__, flush=True)
 
 
 @isolated()
