@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -19,6 +20,8 @@ from atoll.controller.logs import Lines, entry
 from atoll.controller.messages import PRIVATE, STDOUT, USER
 
 LOOK_SECONDS = 0.5
+LOOKS = 4
+"""Looks at the output for each one at the state of the runners."""
 IDLE_SECONDS = 3600
 """Seconds for which a runner without requests is kept, at least: an app is there as long as somebody looks at it."""
 
@@ -62,11 +65,11 @@ async def served(request: Any, caller: Caller, service: Any) -> AsyncGenerator[d
         output, place = _Output(), f"/v1/revisions/{made['id']}/logs"
         begun = asyncio.ensure_future(blocking(_begin, caller, made["path"]))
         try:
-            while True:
+            for look in itertools.count():
                 found = await blocking(caller.ask, "GET", f"{place}?{output.query}")
                 if entries := output.take(found):
                     yield {"logs": entries}
-                if begun.done() and (error := await blocking(_failure, caller, made["id"])):
+                if begun.done() and look % LOOKS == 0 and (error := await blocking(_failure, caller, made["id"])):
                     raise errors.CallerError(f"the app does not start: {error}", hint="see its output above")
                 await asyncio.sleep(LOOK_SECONDS)
         finally:
