@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -75,20 +77,29 @@ def run_app(
     """Have `fal run` serve an app while the context is open; yield its path, and wait in the end for what it prints."""
     options = ("--auth", "private")
     with user.started("fal", "run", f"{program}::{name}", *options, PYTHONUNBUFFERED="1", **variables) as process:
-        assert process.stdout is not None
-        told = ""
-        for line in process.stdout:
-            told += line
-            if found := re.search(r"https://\S+(/\w+/[0-9a-f-]{36})/?", told):
-                break
-        else:
-            pytest.fail(told)
-        yield found[1]
-        for line in process.stdout:
-            if printed in line:
-                break
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=PATIENCE_SECONDS)
+        lines: list[str] = []
+
+        def read() -> None:
+            assert process.stdout is not None
+            lines.extend(process.stdout)
+
+        reader = threading.Thread(target=read)
+        reader.start()
+        try:
+            found = until(lambda: re.search(r"https://\S+(/\w+/[0-9a-f-]{36})/?\s", "".join(lines)) or _none(process))
+            assert isinstance(found, re.Match), lines
+            yield found[1]
+            until(lambda: printed in "".join(lines))
+            process.send_signal(signal.SIGINT)
+            process.wait(PATIENCE_SECONDS)
+        finally:
+            process.kill()
+            reader.join()
+
+
+def _none(process: subprocess.Popen[str]) -> str:
+    """Return a word once a program has ended that was to print something."""
+    return "" if process.poll() is None else "ended"
 
 
 def test_an_app_is_served_while_its_command_runs(user: Client) -> None:
