@@ -18,7 +18,6 @@ from atoll.server.schedules.tables import schedules
 from atoll.server.state import state_of
 from atoll.terminal_text import cell
 
-_MOST_AT_ONCE = 500
 _SCHEDULE = "the schedule"
 
 
@@ -50,8 +49,7 @@ def remove(connection: Connection, user: str, name: str) -> list[str]:
         before = connection.execute(select(aliases.c.previous).where(aliases.c.user == user)).scalars()
         listened = {one.id for one in endpoint_rows.all_of(connection, user) if one.options.ephemeral}
         unneeded = sorted(mine - needs.keys() - set(before) - listened)
-    for first in range(0, len(unneeded), _MOST_AT_ONCE):
-        connection.execute(revisions.delete().where(revisions.c.id.in_(unneeded[first : first + _MOST_AT_ONCE])))
+    endpoint_rows.forget(connection, unneeded)
     return unneeded
 
 

@@ -318,5 +318,5 @@ def _forget(connection: Connection, user: str, names: list[str], changes: Change
         connection.execute(deployments.delete().where(deployments.c.id == name, deployments.c.user == user))
         for table in (aliases, schedules):  # a cancelled schedule has its history
             mine -= set(connection.execute(select(table.c.revision).where(table.c.revision.in_(mine))).scalars())
-        connection.execute(revisions.delete().where(revisions.c.id.in_(mine)))
+        endpoint_rows.forget(connection, sorted(mine))
         changes.unneeded |= mine

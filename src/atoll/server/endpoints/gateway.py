@@ -26,8 +26,8 @@ from atoll.server.endpoints.callers import cors
 from atoll.server.endpoints.callers.credentials import authorization_of
 from atoll.server.endpoints.callers.rates import Rates
 from atoll.server.endpoints.callers.tokens import Tokens
-from atoll.server.endpoints.exchange import NotReached, RunnerGone
-from atoll.server.endpoints.passing import RUNNERS, Answer, Asked, passed, send_on, without_credentials
+from atoll.server.endpoints.exchange import RunnerGone
+from atoll.server.endpoints.passing import Answer, Asked, ask_any, send_on, without_credentials
 from atoll.server.endpoints.request_body import Body, beginning_of
 from atoll.server.endpoints.rows import Revision
 from atoll.server.endpoints.runners.runners import Runners
@@ -294,18 +294,13 @@ class Gateway:
         pool = self.runners.pool(revision)
         began, status = time.monotonic(), 0
         try:
-            for left in reversed(range(RUNNERS)):
-                runner = await pool.take()
-                try:
-                    async with passed(pool, runner, asked, first, body.rest() if body.more else None) as answer:
-                        status = answer.status
-                        await self.stream(answer, asked, body.request, caller, send)
-                    return
-                except NotReached:
-                    if not left:
-                        raise
-                finally:
-                    pool.give_back(runner)
+            runner, answer = await ask_any(pool, asked, first, body.rest() if body.more else None)
+            status = answer.status
+            try:
+                await self.stream(answer, asked, body.request, caller, send)
+            finally:
+                runner.give_back(answer.exchange)
+                pool.give_back(runner)
         finally:
             now = time.monotonic()
             pool.figures.note(now - began, status, now)

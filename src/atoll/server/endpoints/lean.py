@@ -19,12 +19,9 @@ from uvicorn.protocols.http.httptools_impl import HEADER_RE, HEADER_VALUE_RE, ST
 
 from atoll import errors
 from atoll.server.edge import Ends, arrive, is_lost
-from atoll.server.endpoints.exchange import NotReached
 from atoll.server.endpoints.gateway import Gateway, Place, asked_of
-from atoll.server.endpoints.passing import RUNNERS, Answer, Asked, ask
+from atoll.server.endpoints.passing import ask_any
 from atoll.server.endpoints.request_body import Body
-from atoll.server.endpoints.runners.pool import Pool
-from atoll.server.endpoints.runners.runner import Runner
 from atoll.server.state import ServerState
 
 METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
@@ -118,7 +115,7 @@ class Lean:
         began, status = time.monotonic(), 0
         try:
             with Body(request, False).ending(asyncio.current_task()):
-                runner, answer = await self._asked(pool, asked, body)
+                runner, answer = await ask_any(pool, asked, body)
                 try:
                     status = answer.status
                     try:
@@ -137,22 +134,6 @@ class Lean:
             now = time.monotonic()
             pool.figures.note(now - began, status, now)
         return status
-
-    @staticmethod
-    async def _asked(pool: Pool, asked: Asked, body: bytes) -> tuple[Runner, Answer]:
-        """Give a request to a runner; return that, with a place taken, and its answer."""
-        left = RUNNERS
-        while True:
-            runner, left = await pool.take(), left - 1
-            try:
-                return runner, await ask(pool, runner, asked, body)
-            except NotReached:
-                pool.give_back(runner)
-                if not left:
-                    raise
-            except BaseException:
-                pool.give_back(runner)
-                raise
 
 
 async def _small_body(cycle: RequestResponseCycle, headers: dict[bytes, bytes]) -> None:

@@ -256,6 +256,27 @@ async def ask(
     return Answer(status, headers, exchange)
 
 
+async def ask_any(
+    pool: Pool, asked: Asked, body: bytes, more: AsyncIterator[bytes] | None = None
+) -> tuple[Runner, Answer]:
+    """Give a request to a runner as `ask` does, to another one where that has got nothing of it.
+
+    The place at the runner, and the exchange of the answer, are the caller's to give back.
+    """
+    left = RUNNERS
+    while True:
+        runner, left = await pool.take(), left - 1
+        try:
+            return runner, await ask(pool, runner, asked, body, more)
+        except NotReached:
+            pool.give_back(runner)
+            if not left:
+                raise
+        except BaseException:
+            pool.give_back(runner)
+            raise
+
+
 @contextlib.asynccontextmanager
 async def passed(
     pool: Pool, runner: Runner, asked: Asked, body: bytes, more: AsyncIterator[bytes] | None = None

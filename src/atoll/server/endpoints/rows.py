@@ -142,7 +142,8 @@ def known(connection: Connection, names: Sequence[str]) -> set[str]:
 
 def forget(connection: Connection, names: Sequence[str]) -> None:
     """Remove revisions by their ids."""
-    connection.execute(revisions.delete().where(revisions.c.id.in_(names)))
+    for first in range(0, len(names), _MOST_ASKED):
+        connection.execute(revisions.delete().where(revisions.c.id.in_(names[first : first + _MOST_ASKED])))
 
 
 def everything(connection: Connection) -> list[Revision]:
